@@ -1,0 +1,57 @@
+"""What travels from data to loss. One letter per axis, everywhere:
+
+b batch · t frames · c channels · h height · w width · l tokens · d width of a feature
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded sample: an image is a clip of one frame."""
+
+    key: str
+    frames: np.ndarray  # uint8 [t h w c]
+    fps: float
+    captions: tuple[str, ...]
+    truth: dict[str, Any] | None = None
+
+
+@dataclass
+class Batch:
+    """Samples stacked for one step.
+
+    ``frames`` are float32 ``[b t c h w]`` in [-1, 1], or None when encoder outputs are read from a cache; ``encoded``
+    holds those, named as the backbone's ``encode`` names them, first axis b. ``positions`` are the samples' places in
+    the run's global order and key every random draw.
+    """
+
+    keys: list[str]
+    positions: list[int]
+    captions: list[str]
+    frames: Tensor | None = None
+    encoded: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        frames = None if self.frames is None else self.frames.to(device, non_blocking=True)
+        encoded = {name: tensor.to(device, non_blocking=True) for name, tensor in self.encoded.items()}
+        return Batch(self.keys, self.positions, self.captions, frames, encoded)
+
+
+def to_unit(frames: np.ndarray) -> Tensor:
+    """uint8 ``[t h w c]`` → float32 ``[t c h w]`` in [-1, 1]."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_bytes(frames: Tensor) -> np.ndarray:
+    """float ``[t c h w]`` in [-1, 1] → uint8 ``[t h w c]``, rounded as diffusers' image processor rounds."""
+    scaled = (frames.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return (scaled * 255).round().astype(np.uint8)

@@ -1,0 +1,20 @@
+"""The one error that a user sees. It holds no logic about any room of the house."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: printed without a stack trace, exit status 2.
+
+    Reads ``where: what came; what was wanted; what to do.``
+    """
+
+    def __init__(self, where: str, came: str, wanted: str, fix: str) -> None:
+        self.where, self.came, self.wanted, self.fix = where, came, wanted, fix
+        super().__init__(f"{where}: {came}; {wanted}; {fix.rstrip('.')}.")
+
+
+class UserErrors(UserError):
+    """Several faults found in one pass, reported together (a config is checked whole)."""
+
+    def __init__(self, errors: list[UserError]) -> None:
+        self.errors = errors
+        Exception.__init__(self, "\n".join(str(e) for e in errors))
