@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmtrain.batch import to_unit
-from mmtrain.data.decode import BadSample
+from mmtrain.data.decode import BadSample, decode
 from mmtrain.data.index import Index
 from mmtrain.data.source import Source
 from mmtrain.data.tar import TarWriter
@@ -66,6 +66,10 @@ def encode_shards(
         UserError: naming the field, if the folder holds a cache of another identity, or something else.
     """
     folder = Path(folder).absolute()
+    if source.kind == "encoded":
+        raise UserError(
+            f"data source {source.shards}", "encoder outputs", "pixels to encode", "point at the pixels' shards"
+        )
     wanted = identity(source, encoder_id, dtype)
     if folder.exists() and any(folder.iterdir()):
         check_identity(folder, wanted)
@@ -127,7 +131,8 @@ def _encode_shard(
             if progress:
                 progress(numbers.stop, len(source))
         if not tar.bytes_written:
-            raise UserError(f"cache shard {place.name}", "no sample of it decodes", "at least one", "mend the source shard")
+            where = f"cache shard {place.name}"
+            raise UserError(where, "no sample of it decodes", "at least one", "mend the source shard")
         tar.close()
     except BaseException:
         tar.abandon()
@@ -136,11 +141,12 @@ def _encode_shard(
 
 def _entry(source: Source, i: int) -> Entry | None:
     try:
-        sample, members = source.sample(i), source.raw(i)
+        members = source.raw(i)
+        sample = decode(source.keys[i], members, source.look)
     except BadSample as why:
         source.note({source.keys[i]: str(why)})
         return None
-    carried = {suffix: members[suffix] for suffix in ("txt", "json") if suffix in members}
+    carried = {suffix: data for suffix, data in members.items() if suffix in ("txt", "json")}
     return sample.key, to_unit(sample.frames.copy()), carried
 
 

@@ -83,7 +83,7 @@ def decode(key: str, members: Mapping[str, bytes], look: Look, draw: float = 0.5
         payload = members[suffix]
         frames, fps = _video(payload, look, draw) if suffix in VIDEOS else _image(payload, look, draw, facts)
         captions = captions_of(members)
-    return Sample(key, frames, float(facts.get("fps", fps)), captions, facts.get("truth", facts) or None)
+    return Sample(key, frames, fps, captions, facts.get("truth", facts) or None)
 
 
 def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def captions_of(members: Mapping[str, bytes]) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-class _reasons:  # noqa: N801  (a context manager, used like a function)
+class _reasons:
     """Turns what the decoders raise into BadSample."""
 
     def __init__(self, suffix: str) -> None:
@@ -123,6 +123,9 @@ def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
         facts = json.loads(members["json"])
     if not isinstance(facts, dict):
         raise BadSample("the .json is not an object")
+    for name in ("fps", "num_frames"):
+        if name in facts and not (isinstance(facts[name], int | float) and 0 < facts[name] <= MAX_FRAMES):
+            raise BadSample(f"the .json's {name} is {facts[name]!r}")
     return facts
 
 
@@ -138,6 +141,8 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
     stored = getattr(image, "n_frames", 1)
     if image.format != "WEBP" or (stored == 1 and "num_frames" not in facts):
         look.window(1, draw)
+        if look.size is not None:
+            image.draft(None, (look.size, look.size))  # JPEG: unpack at the nearest larger eighth; else nothing
         return look.place(to_rgb(image))[None], IMAGE_FPS
     fps = float(facts.get("fps", 0)) or _animation_rate(image)
     shown = _shown(image, fps, facts.get("num_frames"))
@@ -160,10 +165,10 @@ def _animation_rate(image: Image.Image) -> float:
 def _shown(image: Image.Image, fps: float, total: int | None) -> list[int]:
     """Which stored frame is shown at each frame of the clip: the format merges equal neighbours into a longer one."""
     stored = getattr(image, "n_frames", 1)
-    if stored > MAX_FRAMES or (total or 0) > MAX_FRAMES:
+    if stored > MAX_FRAMES:
         raise BadSample(f"more than {MAX_FRAMES} frames")
     if stored in (1, total):
-        return list(range(stored)) if stored == total else [0] * (total or 1)
+        return list(range(stored)) if stored == total else [0] * int(total or 1)
     ends, elapsed = [], 0.0
     for number in range(stored):
         image.seek(number)
@@ -189,7 +194,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise BadSample("floating-point pixels, whose range is unknown")
     elif image.has_transparency_data:
         layers = image.convert("RGBA")
-        if layers.getextrema()[3] == (255, 255):  # a clip decoder adds a full alpha plane; nothing to lay on white
+        if layers.getchannel("A").getextrema() == (255, 255):  # clips are unpacked with a full alpha plane
             return layers.convert("RGB")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
     return image.convert("RGB")
@@ -197,11 +202,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _video(payload: bytes, look: Look, draw: float) -> tuple[np.ndarray, float]:
     """An MP4 or WebM; frames uint8 ``[t h w c]`` and frames per second."""
-    with av.open(io.BytesIO(payload), metadata_errors="replace") as container:
+    with av.open(io.BytesIO(payload), "r", metadata_errors="replace") as container:
         if not container.streams.video:
             raise BadSample("no video stream")
         stream = container.streams.video[0]
-        total = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        total = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
         wanted = look.window(total, draw)
         _bound(stream.codec_context.width, stream.codec_context.height, frames=len(wanted))
         rate = stream.average_rate or stream.guessed_rate
@@ -222,7 +227,7 @@ def _first(frames: Iterator[av.VideoFrame], wanted: range) -> Iterator[av.VideoF
 
 def _turned(frame: av.VideoFrame, look: Look) -> np.ndarray:
     _bound(frame.width, frame.height)
-    pixels = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
     if frame.rotation % 360:
         pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
     return look.place(Image.fromarray(pixels)) if look.size is not None else pixels

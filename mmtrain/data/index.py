@@ -184,7 +184,10 @@ def read_shard(path: Path) -> Shard:
     stat = path.stat()
     members, sha256 = scan(path)
     keys: list[str] = []
-    starts, kept, suffixes, seen = [], [], [], set()
+    starts: list[int] = []
+    kept: list[Member] = []
+    suffixes: list[str] = []
+    seen: set[str] = set()
     for member in members:
         if (name := split_name(member.name)) is None or "\n" in member.name:
             continue
@@ -201,10 +204,19 @@ def read_shard(path: Path) -> Shard:
         suffixes.append(suffix)
     if not keys:
         raise UserError(f"shard {path}", "holds no samples", "at least one", "write it again, or remove it")
-    columns = [np.array([getattr(m, name) for m in kept], np.int64) for name in ("offset", "size", "crc32")]
-    ends = np.array([*starts, len(kept)], np.int64)
-    ignored = len(members) - len(kept)
-    return Shard(path, stat.st_size, stat.st_mtime_ns, sha256, ignored, keys, ends, *columns, suffixes)
+    return Shard(
+        path,
+        stat.st_size,
+        stat.st_mtime_ns,
+        sha256,
+        ignored=len(members) - len(kept),
+        keys=keys,
+        starts=np.array([*starts, len(kept)], np.int64),
+        offsets=np.array([m.offset for m in kept], np.int64),
+        sizes=np.array([m.size for m in kept], np.int64),
+        crcs=np.array([m.crc32 for m in kept], np.uint32),
+        suffixes=suffixes,
+    )
 
 
 def _duplicate(path: Path, name: str, what: str) -> UserError:
@@ -235,7 +247,9 @@ def _folder(folder: Path, paths: list[Path], *, whole: bool) -> dict[Path, Shard
 
 
 def _altered(before: Shard, after: Shard) -> UserError:
-    crcs = [{f"{s.keys[j]}.{x}": m.crc32 for j in range(len(s)) for x, m in s.members(j).items()} for s in (before, after)]
+    crcs = [
+        {f"{s.keys[j]}.{x}": m.crc32 for j in range(len(s)) for x, m in s.members(j).items()} for s in (before, after)
+    ]
     names = [n for n in {**crcs[0], **crcs[1]} if crcs[0].get(n) != crcs[1].get(n)]
     came = f"changed since it was indexed (sha256; members that differ: {', '.join(names[:3]) or 'none, only headers'})"
     fix = f"restore the shard, or delete {after.path.parent / SIDECAR} if the change was meant"
@@ -286,10 +300,10 @@ def _unpack(folder: Path, head: dict[str, Any], data: dict[str, np.ndarray]) -> 
     for row, (name, size, mtime_ns, sha256, ignored, samples, members) in enumerate(head["shards"]):
         span = slice(member, member + members)
         starts = data["starts"][sample + row : sample + row + samples + 1]
-        columns = [data[name][span] for name in ("offsets", "sizes", "crcs")]
+        columns = {column: data[column][span] for column in ("offsets", "sizes", "crcs")}
         part = keys[sample : sample + samples]
         found[name] = Shard(
-            folder / name, size, mtime_ns, sha256, ignored, part, starts, *columns, suffixes=suffixes[span]
+            folder / name, size, mtime_ns, sha256, ignored, part, starts, suffixes=suffixes[span], **columns
         )
         sample, member = sample + samples, member + members
     return found

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -35,7 +36,9 @@ def write_members(tar: TarWriter, key: str, members: Members) -> None:
     for suffix in sorted(members):
         if split_name(f"{key}.{suffix}") != (key, suffix):
             fix = "leave dots out of the key's last part, and write suffixes in lower case"
-            raise UserError(f"sample {key!r}", f"member {key}.{suffix}", "a name that reads back as key and suffix", fix)
+            raise UserError(
+                f"sample {key!r}", f"member {key}.{suffix}", "a name that reads back as key and suffix", fix
+            )
         tar.add(f"{key}.{suffix}", members[suffix])
 
 
@@ -60,7 +63,7 @@ class ShardWriter:
         self._tar: TarWriter | None = None
         self._keys: set[str] = set()
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> Self:
         shutil.rmtree(self.staging, ignore_errors=True)
         self.staging.mkdir(parents=True)
         return self

@@ -93,7 +93,9 @@ class Source:
             UserError: if the shards hold encoder outputs.
         """
         if self.kind == "encoded":
-            raise UserError(f"data source {self.shards}", "encoder outputs", "pixels", "read them with source.encoded(i)")
+            raise UserError(
+                f"data source {self.shards}", "encoder outputs", "pixels", "read them with source.encoded(i)"
+            )
         return decode(self.keys[i], self.raw(i), self.look, draw)
 
     def encoded(self, i: int) -> dict[str, Tensor]:
@@ -228,10 +230,13 @@ def _row(source: Source, i: int, seed: int, position: int) -> _Row:
     """One row of a batch; what is chosen at random is keyed by (seed, position)."""
     name, members = source.keys[i], source.raw(i)
     if source.kind == "encoded":
-        frames, encoded = None, {n: t.float() if t.is_floating_point() else t for n, t in decode_encoded(members).items()}
+        frames, encoded = (
+            None,
+            {n: t.float() if t.is_floating_point() else t for n, t in decode_encoded(members).items()},
+        )
         captions = captions_of(members)
     else:
-        sample = decode(name, members, source.look, key(seed, "clip", position) / 2**63)
+        sample = decode(name, members, source.look, (key(seed, "clip", position) >> 10) / 2**53)
         frames, encoded, captions = to_unit(sample.frames.copy()), {}, sample.captions
     if not captions and source.require_captions:
         raise BadSample("the .txt holds no caption")
@@ -246,7 +251,9 @@ def _stack(rows: list[_Row], positions: list[int]) -> Batch:
     _same_shape(keys, {"frames": clips} if clips else {n: [r.encoded.get(n) for r in rows] for n in rows[0].encoded})
     if clips:
         return Batch(keys, positions, captions, torch.stack(clips))
-    return Batch(keys, positions, captions, None, {n: torch.stack([r.encoded[n] for r in rows]) for n in rows[0].encoded})
+    return Batch(
+        keys, positions, captions, None, {n: torch.stack([r.encoded[n] for r in rows]) for n in rows[0].encoded}
+    )
 
 
 def _same_shape(keys: list[str], columns: dict[str, Any]) -> None:
@@ -258,15 +265,15 @@ def _same_shape(keys: list[str], columns: dict[str, Any]) -> None:
                 raise UserError("batch", came, "equal shapes in a batch", "set num_frames and size of the data source")
 
 
-class _Loader(DataLoader[Batch]):
+class _Loader(DataLoader[_Parcel]):
     """A DataLoader that opens the parcels where they are consumed: faults are raised and bad samples counted here, in
     the training process, in the order of the batches."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        source = self.dataset.source  # type: ignore[attr-defined]
+        source: Source = self.dataset.source  # type: ignore[attr-defined]
         for parcel in super().__iter__():
-            if parcel.bad:  # type: ignore[attr-defined]
-                source.note(parcel.bad)  # type: ignore[attr-defined]
-            if parcel.fault:  # type: ignore[attr-defined]
-                raise UserError(*parcel.fault)  # type: ignore[attr-defined]
-            yield parcel.batch  # type: ignore[attr-defined]
+            if parcel.bad:
+                source.note(parcel.bad)
+            if parcel.fault:
+                raise UserError(*parcel.fault)
+            yield parcel.batch

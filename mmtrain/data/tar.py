@@ -36,7 +36,7 @@ class TarWriter:
     def __init__(self, path: Path) -> None:
         self.path, self.staging = path, path.with_name(f".{path.name}.staging")
         self.bytes_written = 0
-        self._file = open(self.staging, "wb")
+        self._file = open(self.staging, "wb")  # noqa: SIM115  (closed by close or abandon)
 
     def add(self, name: str, payload: bytes) -> None:
         info = tarfile.TarInfo(name)
@@ -44,7 +44,9 @@ class TarWriter:
         try:
             header = info.tobuf(format=tarfile.USTAR_FORMAT)
         except ValueError as why:
-            raise UserError(f"shard member {name!r}", str(why), "a name that ustar can hold", "shorten the key") from why
+            raise UserError(
+                f"shard member {name!r}", str(why), "a name that ustar can hold", "shorten the key"
+            ) from why
         blocks = header + payload + bytes(-len(payload) % BLOCK)
         self._file.write(blocks)
         self.bytes_written += len(blocks)
