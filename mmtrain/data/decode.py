@@ -1,0 +1,259 @@
+"""A sample's bytes to frames and captions: images, clips, cached encoder outputs, and MP4 both ways.
+
+Whatever a file may hold, it is bounded before it is decoded, and nothing here can run code: pickles have no decoder.
+What cannot be decoded raises `BadSample`; counting and replacing such samples is `source.py`.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmtrain.batch import Sample
+from mmtrain.data.index import ENCODED, MEDIA, VIDEOS
+from mmtrain.errors import UserError
+
+MAX_PIXELS = 64 << 20  # of one frame; asked of the header, before anything is unpacked
+MAX_CLIP_PIXELS = 1 << 30  # of all frames that a sample keeps (3 GiB of bytes)
+MAX_FRAMES = 100_000  # of a whole clip
+IMAGE_FPS = 25.0  # what a still image or a clip without a rate is taken to have
+
+_EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT  # default: 1 level too dark
+
+
+class BadSample(Exception):
+    """A sample that does not decode, now or ever; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Which frames of a sample are wanted, and how large.
+
+    Args:
+        num_frames: neighbouring frames to keep, or None for all. A still image has one.
+        size: side in pixels of the square that is cut from the middle after the shorter side is resized to it; None
+            keeps the frames as they are.
+    """
+
+    num_frames: int | None = None
+    size: int | None = None
+
+    def window(self, total: int, draw: float) -> range:
+        """The frames to keep of ``total``; ``draw`` in [0, 1) chooses where they start."""
+        wanted = total if self.num_frames is None else self.num_frames
+        if total < wanted or not total:
+            raise BadSample(f"the clip has {total} frames and {wanted} were wanted")
+        if total > MAX_FRAMES:
+            raise BadSample(f"the clip has {total} frames; at most {MAX_FRAMES} are read")
+        start = int(draw * (total - wanted + 1))
+        return range(start, start + wanted)
+
+    def place(self, image: Image.Image) -> np.ndarray:
+        """An RGB image → uint8 ``[h w c]``, resized and cut."""
+        if self.size is not None and image.size != (self.size, self.size):
+            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+
+def decode(key: str, members: Mapping[str, bytes], look: Look, draw: float = 0.5) -> Sample:
+    """A sample of pixels from its members (suffix → bytes).
+
+    Args:
+        draw: in [0, 1), where the window of frames starts.
+
+    Raises:
+        BadSample: with the reason, for anything in the bytes that does not decode.
+    """
+    suffix = next(s for s in members if s in MEDIA)
+    facts = _facts(members)
+    with _reasons(suffix):
+        payload = members[suffix]
+        frames, fps = _video(payload, look, draw) if suffix in VIDEOS else _image(payload, look, draw, facts)
+        captions = captions_of(members)
+    return Sample(key, frames, fps, captions, facts.get("truth", facts) or None)
+
+
+def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
+    """Encoder outputs of one sample by name, without batch axis. Raises BadSample, also for values that are not finite."""
+    with _reasons(ENCODED[0]):
+        tensors = safetensors.torch.load(members[ENCODED[0]])
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BadSample(f"the encoding {name!r} holds values that are not finite")
+    return tensors
+
+
+def captions_of(members: Mapping[str, bytes]) -> tuple[str, ...]:
+    """The captions of a sample: the lines of its .txt that hold anything."""
+    lines = members.get("txt", b"").decode().splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+class _reasons:
+    """Turns what the decoders raise into BadSample."""
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, why: BaseException | None, at: object) -> None:
+        known = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, Image.DecompressionBombError)
+        if isinstance(why, (*known, av.FFmpegError, safetensors.SafetensorError)):
+            raise BadSample(f"the .{self.suffix} does not decode ({type(why).__name__}: {why})") from why
+
+
+def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
+    if "json" not in members:
+        return {}
+    with _reasons("json"):
+        facts = json.loads(members["json"])
+    if not isinstance(facts, dict):
+        raise BadSample("the .json is not an object")
+    for name in ("fps", "num_frames"):
+        if name in facts and not (isinstance(facts[name], int | float) and 0 < facts[name] <= MAX_FRAMES):
+            raise BadSample(f"the .json's {name} is {facts[name]!r}")
+    return facts
+
+
+def _bound(width: int, height: int, frames: int = 1) -> None:
+    if width * height > MAX_PIXELS or width * height * frames > MAX_CLIP_PIXELS:
+        raise BadSample(f"{frames} frames of {width} x {height} pixels are too large to decode (an image bomb?)")
+
+
+def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) -> tuple[np.ndarray, float]:
+    """A still or an animated WebP; frames uint8 ``[t h w c]`` and frames per second."""
+    image = Image.open(io.BytesIO(payload), formats=("JPEG", "PNG", "WEBP"))
+    _bound(*image.size)
+    stored = getattr(image, "n_frames", 1)
+    if image.format != "WEBP" or (stored == 1 and "num_frames" not in facts):
+        look.window(1, draw)
+        if look.size is not None:
+            image.draft(None, (look.size, look.size))  # JPEG: unpack at the nearest larger eighth; else nothing
+        return look.place(to_rgb(image))[None], IMAGE_FPS
+    fps = float(facts.get("fps", 0)) or _animation_rate(image)
+    shown = _shown(image, fps, facts.get("num_frames"))
+    wanted = look.window(len(shown), draw)
+    _bound(*image.size, frames=len(wanted))
+    needed = {shown[t] for t in wanted}
+    placed = {}
+    for number in range(max(needed) + 1):  # an animation is unpacked from its start
+        image.seek(number)
+        if number in needed:
+            placed[number] = look.place(to_rgb(image))
+    return np.stack([placed[shown[t]] for t in wanted]), fps
+
+
+def _animation_rate(image: Image.Image) -> float:
+    image.load()
+    return 1000 / (image.info.get("duration") or 1000 / IMAGE_FPS)
+
+
+def _shown(image: Image.Image, fps: float, total: int | None) -> list[int]:
+    """Which stored frame is shown at each frame of the clip: the format merges equal neighbours into a longer one."""
+    stored = getattr(image, "n_frames", 1)
+    if stored > MAX_FRAMES:
+        raise BadSample(f"more than {MAX_FRAMES} frames")
+    if stored in (1, total):
+        return list(range(stored)) if stored == total else [0] * int(total or 1)
+    ends, elapsed = [], 0.0
+    for number in range(stored):
+        image.seek(number)
+        image.load()
+        elapsed += image.info.get("duration", 0)
+        ends.append(elapsed)
+    count = round(elapsed * fps / 1000) if total is None else int(total)
+    if count > MAX_FRAMES:
+        raise BadSample(f"more than {MAX_FRAMES} frames")
+    middles = (np.arange(count) + 0.5) * 1000 / fps
+    return np.minimum(np.searchsorted(ends, middles), stored - 1).tolist()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any image as 8-bit RGB: turned as EXIF says, transparency on white, 16 bits scaled to 8, CMYK by its own values."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise BadSample("pixels outside 16 bits")
+        image = Image.fromarray(np.round(deep / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise BadSample("floating-point pixels, whose range is unknown")
+    elif image.has_transparency_data:
+        layers = image.convert("RGBA")
+        if layers.getchannel("A").getextrema() == (255, 255):  # clips are unpacked with a full alpha plane
+            return layers.convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _video(payload: bytes, look: Look, draw: float) -> tuple[np.ndarray, float]:
+    """An MP4 or WebM; frames uint8 ``[t h w c]`` and frames per second."""
+    with av.open(io.BytesIO(payload), "r", metadata_errors="replace") as container:
+        if not container.streams.video:
+            raise BadSample("no video stream")
+        stream = container.streams.video[0]
+        total = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
+        wanted = look.window(total, draw)
+        _bound(stream.codec_context.width, stream.codec_context.height, frames=len(wanted))
+        rate = stream.average_rate or stream.guessed_rate
+        container.seek(0, stream=stream)
+        kept = [_turned(frame, look) for frame in _first(container.decode(stream), wanted)]
+    if len(kept) < len(wanted):
+        raise BadSample(f"the clip ends early: {len(kept)} of {len(wanted)} frames from frame {wanted.start} on")
+    return np.stack(kept), float(rate) if rate else IMAGE_FPS
+
+
+def _first(frames: Iterator[av.VideoFrame], wanted: range) -> Iterator[av.VideoFrame]:
+    for number, frame in enumerate(frames):
+        if number in wanted:
+            yield frame
+        if number + 1 >= wanted.stop:
+            return
+
+
+def _turned(frame: av.VideoFrame, look: Look) -> np.ndarray:
+    _bound(frame.width, frame.height)
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
+    if frame.rotation % 360:
+        pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    return look.place(Image.fromarray(pixels)) if look.size is not None else pixels
+
+
+def encode_mp4(frames: np.ndarray, fps: float, crf: int = 16) -> bytes:
+    """uint8 ``[t h w c]`` → H.264 MP4 (yuv420p, BT.709, index in front). Lossy: colour has half the resolution.
+
+    Raises:
+        UserError: for an odd height or width, which yuv420p cannot hold.
+    """
+    _, height, width, _ = frames.shape
+    if height % 2 or width % 2:
+        raise UserError("MP4", f"{width} x {height} pixels", "even width and height", "resize or crop the frames")
+    with tempfile.TemporaryDirectory() as folder:  # moving the index to the front needs a real file
+        path = Path(folder) / "clip.mp4"
+        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            context = stream.codec_context
+            context.colorspace, context.color_primaries, context.color_trc = Colorspace.ITU709, 1, 1
+            context.color_range = ColorRange.MPEG
+            for pixels in frames:
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=_EXACT)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path.read_bytes()
