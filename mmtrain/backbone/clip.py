@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from mmtrain.backbone.text import tokenize, word_tokenizer
-from mmtrain.backbone.weights import digest, freeze, load, write_manifest
+from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
 
 
 class CLIP(nn.Module):
@@ -68,7 +68,7 @@ class CLIP(nn.Module):
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """A folder that `CLIPModel`, `CLIPTextModel` and `CLIPVisionModel` open."""
-        _as(self.model, dtype).save_pretrained(folder)
+        copy_as(self.model, dtype).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         write_manifest(folder)
@@ -113,9 +113,3 @@ def fresh(*, words: list[str], max_tokens: int, text: dict[str, Any], vision: di
     clip._hold(freeze(CLIPModel(config)), tokenizer, CLIPImageProcessorPil(size=side, crop_size=crop), "fresh")
     return clip
 
-
-def _as(module: nn.Module, dtype: torch.dtype) -> Any:
-    """A copy of the module in another dtype; the module in use keeps its own."""
-    import copy
-
-    return copy.deepcopy(module).to(dtype)

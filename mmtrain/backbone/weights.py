@@ -3,6 +3,7 @@
 Every family loads its parts through `load`; nothing here knows a family.
 """
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -58,6 +59,11 @@ def load(
 def freeze(module: nn.Module) -> nn.Module:
     """The module in eval mode and without gradients."""
     return module.requires_grad_(False).eval()
+
+
+def copy_as(module: nn.Module, dtype: torch.dtype) -> Any:
+    """A copy of the module in another dtype; the module in use keeps its own."""
+    return copy.deepcopy(module).to(dtype)
 
 
 def verify(path: str, subfolder: str | None = None) -> None:
