@@ -92,7 +92,7 @@ def decode(key: str, members: Mapping[str, bytes], look: Look, draw: float = 0.5
 class Probe:
     """What a whole pass over an image or a clip found."""
 
-    width: int  # pixels, as stored
+    width: int  # pixels, images as EXIF turns them
     height: int
     num_frames: int
     fps: float
@@ -130,7 +130,7 @@ def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
 
 def captions_of(members: Mapping[str, bytes]) -> tuple[str, ...]:
     """The captions of a sample: the lines of its .txt that hold anything."""
-    lines = members.get("txt", b"").decode().splitlines()
+    lines = members.get("txt", b"").decode().split("\n")
     return tuple(line.strip() for line in lines if line.strip())
 
 

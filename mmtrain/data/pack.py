@@ -7,9 +7,11 @@ otherwise from a .txt beside each file, one caption a line. What shards hold aft
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmtrain.data.decode import BadSample, probe
 from mmtrain.data.index import IMAGES, VIDEOS
@@ -128,7 +130,7 @@ def _captions(folder: Path, files: dict[str, Path], template: str | None) -> dic
     if len(tables) > 1:
         fix = "remove one of them"
         raise UserError(f"folder {folder}", f"both {' and '.join(TABLES)}", "one table of captions", fix)
-    found = _table(tables[0]) if tables else _beside(folder)
+    found = _table(tables[0]) if tables else _beside(folder, files)
     place = str(tables[0]) if tables else f"folder {folder}"
     errors = [_orphan(place, name) for name in found if name not in files]
     for name in files:
@@ -157,26 +159,24 @@ def _shortened(errors: list[UserError], limit: int = 10) -> list[UserError]:
 
 
 def _filled(template: str, name: str) -> str:
-    words = Path(name).stem.replace("_", " ").replace("-", " ")
-    try:
-        return template.format(name=words)
-    except (KeyError, IndexError, ValueError, AttributeError) as why:
-        fix = "use {name} or plain words, and write {{ for a brace"
-        raise UserError("caption_template", repr(template), "no field but {name}", fix) from why
+    words = re.sub(r"[_-]+", " ", Path(name).stem)
+    if unknown := set(re.findall(r"\{[^{}]*\}", template)) - {"{name}"}:
+        raise UserError("caption_template", " ".join(sorted(unknown)), "no field but {name}", "use plain words")
+    return template.replace("{name}", words)
 
 
-def _beside(folder: Path) -> dict[str, list[str]]:
+def _beside(folder: Path, files: dict[str, Path]) -> dict[str, list[str]]:
     """Captions from .txt files, under the name of the file each stands beside (or its own, if it stands alone)."""
+    owners: dict[Path, list[str]] = {}
+    for name, path in files.items():
+        owners.setdefault(path.with_suffix(""), []).append(name)
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.txt")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        lines = [line.strip() for line in _text(path).splitlines() if line.strip()]
-        owners = [
-            p for p in path.parent.iterdir() if p.stem == path.stem and p.suffix[1:].lower() in (*IMAGES, *VIDEOS)
-        ]
-        for owner in owners or [path]:
-            found[owner.relative_to(folder).as_posix()] = lines
+        lines = [line.strip() for line in _text(path).split("\n") if line.strip()]
+        for owner in owners.get(path.with_suffix(""), [path.relative_to(folder).as_posix()]):
+            found[owner] = lines
     return found
 
 
@@ -186,14 +186,12 @@ def _table(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line, row in rows:
         name, text = row.get("file_name"), row.get("text")
-        texts = text if isinstance(text, list) else [text]
+        texts: list[Any] = text if isinstance(text, list) else [text]
         if not isinstance(name, str) or not all(isinstance(t, str) for t in texts):
-            came = (
-                f"columns {', '.join(map(str, row))}"
-                if {"file_name", "text"} - row.keys()
-                else "a value that is no text"
+            came = f"{dict(row)}"[:120]
+            raise UserError(
+                f"{path}, line {line}", came, "text in columns file_name and text", "mend the row or the header"
             )
-            raise UserError(f"{path}, line {line}", came, "file_name and text", "name the columns file_name and text")
         captions = [" ".join(t.split()) for t in texts if t.strip()]
         found.setdefault(Path(name).as_posix(), []).extend(captions)
     return found
@@ -206,7 +204,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -215,7 +213,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                     f"{path}, line {number}", f"not JSON ({why})", "one object a line", "mend the line"
                 ) from why
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}", "not an object", "file_name and text", "mend the line")
+                raise UserError(
+                    f"{path}, line {number}", line[:60], "an object with file_name and text", "mend the line"
+                )
             yield number, row
 
 
