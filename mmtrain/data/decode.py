@@ -18,7 +18,9 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from av.container import InputContainer
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -86,6 +88,36 @@ def decode(key: str, members: Mapping[str, bytes], look: Look, draw: float = 0.5
     return Sample(key, frames, fps, captions, facts.get("truth", facts) or None)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What a whole pass over an image or a clip found."""
+
+    width: int  # pixels, images as EXIF turns them
+    height: int
+    num_frames: int
+    fps: float
+
+
+def probe(suffix: str, members: Mapping[str, bytes]) -> Probe:
+    """Unpacks every frame of an image or a clip, keeping none. Raises BadSample if any of it does not decode."""
+    with _reasons(suffix):
+        if suffix in VIDEOS:
+            return _probe_video(members[suffix])
+        frames, fps = _image(members[suffix], Look(), 0.0, _facts(members))
+        return Probe(frames.shape[2], frames.shape[1], len(frames), fps)
+
+
+def _probe_video(payload: bytes) -> Probe:
+    with av.open(io.BytesIO(payload), "r", metadata_errors="replace") as container:
+        stream = _video_stream(container)
+        expected = _count(container, stream)
+        found = sum(1 for _ in container.decode(stream))
+        if found < expected or not found:
+            raise BadSample(f"the clip ends early: {found} of {expected} frames")
+        rate = stream.average_rate or stream.guessed_rate
+        return Probe(stream.codec_context.width, stream.codec_context.height, found, float(rate or IMAGE_FPS))
+
+
 def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
     """Encoder outputs of one sample by name, without batch axis. Raises BadSample, also for values that are not finite."""
     with _reasons(ENCODED[0]):
@@ -98,7 +130,7 @@ def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
 
 def captions_of(members: Mapping[str, bytes]) -> tuple[str, ...]:
     """The captions of a sample: the lines of its .txt that hold anything."""
-    lines = members.get("txt", b"").decode().splitlines()
+    lines = members.get("txt", b"").decode().split("\n")
     return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -203,18 +235,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _video(payload: bytes, look: Look, draw: float) -> tuple[np.ndarray, float]:
     """An MP4 or WebM; frames uint8 ``[t h w c]`` and frames per second."""
     with av.open(io.BytesIO(payload), "r", metadata_errors="replace") as container:
-        if not container.streams.video:
-            raise BadSample("no video stream")
-        stream = container.streams.video[0]
-        total = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
-        wanted = look.window(total, draw)
+        stream = _video_stream(container)
+        wanted = look.window(_count(container, stream), draw)
         _bound(stream.codec_context.width, stream.codec_context.height, frames=len(wanted))
         rate = stream.average_rate or stream.guessed_rate
-        container.seek(0, stream=stream)
         kept = [_turned(frame, look) for frame in _first(container.decode(stream), wanted)]
     if len(kept) < len(wanted):
         raise BadSample(f"the clip ends early: {len(kept)} of {len(wanted)} frames from frame {wanted.start} on")
     return np.stack(kept), float(rate) if rate else IMAGE_FPS
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    if not container.streams.video:
+        raise BadSample("no video stream")
+    stream = container.streams.video[0]
+    _bound(stream.codec_context.width, stream.codec_context.height)
+    return stream
+
+
+def _count(container: InputContainer, stream: VideoStream) -> int:
+    """Frames of the stream, counted without unpacking any; the container is left at its start."""
+    total = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
+    container.seek(0, stream=stream)
+    return total
 
 
 def _first(frames: Iterator[av.VideoFrame], wanted: range) -> Iterator[av.VideoFrame]:

@@ -75,15 +75,7 @@ class Source:
 
     def raw(self, i: int) -> dict[str, bytes]:
         """Sample i's members by suffix, read and checked against their checksums. Raises BadSample, or UserError."""
-        shard, _ = self.index.locate(i)
-        path = self.index.shards[shard].path
-        members = {}
-        for suffix, member in self.index.members(i).items():
-            payload = _read(path, member.offset, member.size)
-            if zlib.crc32(payload) != member.crc32:
-                raise BadSample(f"the .{suffix} changed since it was indexed (crc32)")
-            members[suffix] = payload
-        return members
+        return read_members(self.index, i)
 
     def sample(self, i: int, draw: float = 0.5) -> Sample:
         """Sample i decoded; ``draw`` in [0, 1) chooses the window of frames (the middle one, if not told).
@@ -143,6 +135,19 @@ class Source:
             came = f"{len(self.bad)} of {len(self)} samples do not decode ({named})"
             fix = "mend or remove them and pack again, or raise max_bad_fraction"
             raise UserError(f"data source {self.shards}", came, f"at most a share of {self.max_bad_fraction:g}", fix)
+
+
+def read_members(index: Index, i: int) -> dict[str, bytes]:
+    """Sample i's members by suffix. Raises BadSample if a checksum differs, UserError if the shard cannot be read."""
+    shard, _ = index.locate(i)
+    path = index.shards[shard].path
+    members = {}
+    for suffix, member in index.members(i).items():
+        payload = _read(path, member.offset, member.size)
+        if zlib.crc32(payload) != member.crc32:
+            raise BadSample(f"the .{suffix} changed since it was indexed (crc32)")
+        members[suffix] = payload
+    return members
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:
