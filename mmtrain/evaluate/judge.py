@@ -27,12 +27,12 @@ COLOUR_LIMIT = 80.0  # RGB distance; the two closest sprite colours are 118 apar
 BACKGROUND_LIMIT = 50.0  # RGB distance; the two closest backgrounds are 95 apart
 OPAQUE = 0.45  # share of a sprite's contrast above which a pixel belongs to it
 MIN_AREA = 16  # pixels; the world's smallest sprite covers 43
-FAINT = 16.0  # RGB distance to the background below which a pixel is not looked at
+LEAST_CONTRAST = 60.0  # RGB distance that a sprite is assumed to keep from its background; the palettes keep 109
 SHAPE_LIMIT = 0.78  # overlap (soft intersection over union) below which a blob is no shape at all
 MOVED = 4.0  # pixels; the world's shortest move is 12.6, so a third of it
 GREW = 1.45  # area, last over first; the world's least growth gives 2.0 between the frames compared
 JUMP = 4.0  # pixels by which a step may differ from its neighbours; a circling sprite's differ by 2.1
-_SHAPE_FRAMES = 6  # frames on which shapes are compared; more changes no answer and costs time
+_SHAPE_FRAMES = 5  # frames on which shapes are compared; more changes no answer and costs time
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def _nearest(rgb: np.ndarray, names: tuple[str, ...], palette: np.ndarray, limit
 def _blobs(frames: np.ndarray, ground: np.ndarray, scale: float) -> list[_Blob]:
     """Every blob of every frame, frame by frame. ``ground`` ``[t 3]`` is each frame's background colour."""
     difference = frames - ground[:, None, None]
-    t, y, x = np.nonzero(np.einsum("thwc,thwc->thw", difference, difference) > FAINT**2)
-    away = difference[t, y, x]  # from here on, only pixels [n] that differ at all
+    t, y, x = np.nonzero(np.einsum("thwc,thwc->thw", difference, difference) > (OPAQUE * LEAST_CONTRAST) ** 2)
+    away = difference[t, y, x]  # from here on, only the pixels [n] that could be a sprite's
     hue, opaque = _hues(away, ground[t])
     t, y, x, away, hue = t[opaque], y[opaque], x[opaque], away[opaque], hue[opaque]
     owner = np.full(frames.shape[:3], -1, np.int32)
@@ -133,7 +133,7 @@ def _hues(away: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     best, hue, share = np.full(len(away), -np.inf, np.float32), np.zeros(len(away), np.intp), np.zeros(len(away))
     for index, colour in enumerate(_PALETTE):
         towards = colour - ground
-        contrast = np.maximum(np.sqrt((towards * towards).sum(1)), 60.0)  # no division by a background's own colour
+        contrast = np.maximum(np.sqrt((towards * towards).sum(1)), LEAST_CONTRAST)
         along = (away * towards).sum(1) / contrast
         better = along > best
         best[better], hue[better], share[better] = along[better], index, (along / contrast)[better]
