@@ -187,9 +187,7 @@ class _Checker:
         inner = arguments[1] if len(arguments) == 2 else Any
         return [fault for key, item in value.items() for fault in self.value(item, inner, _join(where, key))]
 
-    def _sequence(
-        self, value: Any, hint: Any, plain: type, arguments: Sequence[Any], where: str
-    ) -> list[UserError]:
+    def _sequence(self, value: Any, hint: Any, plain: type, arguments: Sequence[Any], where: str) -> list[UserError]:
         if isinstance(value, dict) and "_target_" in value:
             return self.node(value, where)
         if not isinstance(value, list):
