@@ -164,8 +164,10 @@ def _train(args: argparse.Namespace) -> None:
     hydra_args = reader.parse_args(_hydra_flags(args) + recipe.hydra_words(args.recipe, args.overrides))
     try:
         _run_hydra(hydra_args, reader, job, str(recipe.CONF), "config")
-    except recipe.COMPOSE_ERRORS as error:
-        raise own[0] if own else recipe.explain(error) from error
+    except Exception as error:
+        if own or not recipe.is_users(error):
+            raise
+        raise recipe.explain(error) from error
     if own:
         raise own[0]
     return None
@@ -207,13 +209,9 @@ def _add_shards(verbs: Any) -> None:
     world.add_argument("--two-objects", type=_share, default=0.3, help="share of clips with two objects (default 0.3)")
     world.add_argument("--shard-size", type=_positive, default=500, help="clips in a shard (default 500)")
     pack = _add(kinds, "pack", _shards_pack, "pack a folder of captioned images and clips")
-    pack.add_argument(
-        "source", metavar="FOLDER", type=Path, help="files, each with a .txt, or a metadata.csv/.jsonl"
-    )
+    pack.add_argument("source", metavar="FOLDER", type=Path, help="files, each with a .txt, or a metadata.csv/.jsonl")
     pack.add_argument("out", metavar="OUT", type=Path)
-    pack.add_argument(
-        "--caption-template", metavar="TEXT", help="for files without caption; {name} is the file's"
-    )
+    pack.add_argument("--caption-template", metavar="TEXT", help="for files without caption; {name} is the file's")
     pack.add_argument("--shard-size", type=_positive, default=1000, help="samples in a shard (default 1000)")
     pack.add_argument("--max-bad-fraction", type=_share, default=0.0, help="share that may fail to decode (default 0)")
     index = _add(kinds, "index", _shards_index, "index shards: where each sample's bytes lie")

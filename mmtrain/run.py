@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -79,7 +80,8 @@ class Run:
         config = resolved(cfg)
         run_id = identity(config, data)
         run = cls._of(cfg)
-        run.path = _new_folder(Path(folder), f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.name}-{run_id[:8]}")
+        word = re.sub(r"[^\w.-]+", "-", cfg.name).strip("-.") or "run"
+        run.path = _new_folder(Path(folder), f"{datetime.now():%Y%m%d-%H%M%S}-{word}-{run_id[:8]}")
         run.manifest = {
             "run_id": run_id,
             "name": cfg.name,

@@ -4,6 +4,7 @@ What plain Hydra lets through and this closes: unknown keys at any depth, values
 arguments of every ``_target_``, targets outside the allowlist, values still missing.
 """
 
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,6 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmtrain.config.target import ALLOWED, REFUSED_KEYS, listing, locate, near, parameters, suggest
 from mmtrain.errors import UserError, UserErrors
+
+ROOT = "mmtrain.run.Run"
+"""The constructor of a config's root, named in ``conf/config.yaml``."""
 
 SUPPLIED: dict[str, tuple[str, ...]] = {"optim": ("params",), "logger.*": ("save_dir",)}
 """Arguments that mmtrain itself passes when it builds a node (``*`` stands for one name)."""
@@ -34,9 +38,9 @@ def check(
     """Every fault of a composed config, in the order of its keys; an empty list if it can be built."""
     faults: list[UserError] = []
     tree = _plain(cfg, "", faults)
-    if not isinstance(tree, dict) or "_target_" not in tree:
-        fix = "start from conf/config.yaml, whose _target_ is mmtrain.run.Run"
-        return [*faults, UserError("config", "no _target_ at the root", "a root that names its constructor", fix)]
+    if not isinstance(tree, dict) or tree.get("_target_") != ROOT:
+        came = repr(tree.get("_target_")) if isinstance(tree, dict) else type(tree).__name__
+        return [*faults, UserError("_target_", came, f"{ROOT}, as in conf/config.yaml", "leave the root's as it is")]
     return faults + _Checker(allow, supplied).node(tree, "")
 
 
@@ -204,7 +208,7 @@ class _Checker:
     def _object(self, value: Any, hint: Any, plain: type, where: str) -> list[UserError]:
         if isinstance(value, dict) and "_target_" in value:
             return self.node(value, where, None if plain is DictConfig else plain)
-        wanted = "a mapping with a _target_" if plain is DictConfig else f"a _target_ that builds a {_type_name(hint)}"
+        wanted = _type_name(hint) if plain is DictConfig else f"a _target_ that builds a {_type_name(hint)}"
         fix = f"choose a group's option, as in <group>@{where}=<option>"
         return [UserError(where, _shown(value), wanted, fix)]
 
@@ -230,7 +234,7 @@ def _is_text(value: Any) -> bool:
 _SCALARS: dict[type, Callable[[Any], bool]] = {
     bool: lambda value: isinstance(value, bool),
     int: _is_int,
-    float: lambda value: _is_int(value) or isinstance(value, float),
+    float: lambda value: _is_int(value) or (isinstance(value, float) and not math.isnan(value)),
     str: lambda value: isinstance(value, str),
     Path: _is_text,
     bytes: lambda value: isinstance(value, bytes),
@@ -278,6 +282,8 @@ def _type_name(hint: Any) -> str:
         return f"one of {listing(arguments)}"
     if hint is types.NoneType:
         return "null"
+    if hint is DictConfig:
+        return "a mapping with a _target_"
     if origin is not None:
         return str(hint).removeprefix("typing.")
     return hint.__name__ if isclass(hint) else str(hint).removeprefix("typing.")

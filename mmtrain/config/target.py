@@ -69,7 +69,9 @@ def locate(target: str, where: str = "_target_", allow: Sequence[str] = ALLOWED)
     public = [n for n in vars(module) if not n.startswith("_") and _at_home(getattr(module, n), home)]
     if name not in public:
         fix = suggest(name, public, "correct the name")
-        raise UserError(where, f"{module_name} has no {name}", f"one of {listing(public)}", fix)
+        raise UserError(
+            where, f"{module_name} has no {name}", f"one of {listing(public)}" if public else "a class or function", fix
+        )
     found: Callable[..., Any] = getattr(module, name)
     return found
 
