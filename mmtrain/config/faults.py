@@ -21,7 +21,7 @@ from mmtrain.errors import UserError, UserErrors
 ROOT = "mmtrain.run.Run"
 """The constructor of a config's root, named in ``conf/config.yaml``."""
 
-SUPPLIED: dict[str, tuple[str, ...]] = {"optim": ("params",), "logger.*": ("save_dir",)}
+SUPPLIED: dict[str, tuple[str, ...]] = {"logger.*": ("save_dir",)}
 """Arguments that mmtrain itself passes when it builds a node (``*`` stands for one name)."""
 
 
@@ -108,7 +108,7 @@ class _Checker:
             faults.append(UserError(at, target, f"something that builds a {kind.__name__}", "name another target"))
         given = self._given(where)
         for key, value in _without_target(node).items():
-            faults += self._argument(key, value, _join(where, key), target, named, open_ended, given, node)
+            faults += self._argument(key, value, _join(where, key), target, named, open_ended, given)
         for name, parameter in named.items():
             if parameter.required and name not in node and name not in given:
                 wanted = f"{_type_name(parameter.annotation)}, which {target} requires"
@@ -124,7 +124,6 @@ class _Checker:
         named: Mapping[str, Any],
         open_ended: bool,
         given: Collection[str],
-        node: Mapping[Any, Any],
     ) -> list[UserError]:
         if key in REFUSED_KEYS:
             return [UserError(where, "a key of Hydra's instantiate", "plain arguments", "remove it")]
@@ -132,10 +131,9 @@ class _Checker:
             return [UserError(where, f"{value!r}", "nothing: mmtrain itself passes this one", "remove it")]
         if key in named:
             return self.value(value, named[key].annotation, where)
-        unused = [name for name in named if name not in node and name not in given]
-        if open_ended and near(str(key), unused) is None:
-            return self._free(value, where)
         takes = [name for name in named if name not in given]
+        if open_ended and near(str(key), takes, cutoff=0.82) is None:
+            return self._free(value, where)
         fix = suggest(str(key), takes, "remove it")
         return [UserError(where, "unknown key", f"{target} takes {listing(takes)}", fix)]
 
@@ -263,6 +261,9 @@ def _wrong_choice(value: Any, choices: Sequence[Any], where: str) -> UserError:
 
 
 def _wrong_type(value: Any, hint: Any, where: str) -> UserError:
+    if isinstance(value, bool) and hint is str:
+        fix = "put it in quotes: YAML reads on, off, yes and no as true and false"
+        return UserError(where, _shown(value), "str", fix)
     return UserError(where, _shown(value), _type_name(hint), f"write {where}=<{_type_name(hint)}>")
 
 

@@ -5,6 +5,7 @@ the repository's root, in an installed wheel inside the package.
 """
 
 import re
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -153,8 +154,13 @@ def _forced(word: str, menu: Sequence[str]) -> str:
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether Hydra, OmegaConf or YAML complains about what a user wrote, and not about a bug of ours."""
-    return isinstance(error, _USERS) or (isinstance(error, ValueError) and "Config group override" in str(error))
+    """Whether the composing libraries complain about what a user wrote, and not about a bug of ours.
+
+    Hydra asserts, and raises ValueError and others, over damaged words too: what it raises from inside is its own.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    home = str(frames[-1].f_globals.get("__name__", "")).split(".")[0] if frames else ""
+    return isinstance(error, _USERS) or home in ("hydra", "omegaconf", "yaml")
 
 
 def explain(error: BaseException) -> UserError:
