@@ -156,7 +156,7 @@ def _train(args: argparse.Namespace) -> None:
         except Exception as error:
             own.append(error)
             if HydraConfig.get().mode is not RunMode.RUN:
-                raise  # a sweep stops, and its launcher may bring the error back from another machine
+                raise  # through the sweep's launcher, which may bring it back from another machine
             return None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, where Hydra would print and exit by itself

@@ -113,10 +113,9 @@ class Run:
             raise UserError(str(path), "no manifest.json", "a run's folder", "name one under runs/, or `latest`")
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
-            cfg = OmegaConf.create(manifest["config"])
+            run = cls._of(OmegaConf.create(manifest["config"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(str(file), f"unreadable ({error})", "a run's manifest", "choose another run") from error
-        run = cls._of(cfg)
         run.path, run.manifest = path, manifest
         return run
 
