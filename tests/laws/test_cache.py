@@ -175,6 +175,7 @@ def test_an_encoding_that_is_not_finite_does_not_pass(source: Source, tmp_path: 
     with pytest.raises(UserError, match=r"'mean'.*not finite"):
         cached(source, tmp_path / "c", broken)
     assert not (tmp_path / "c").exists()
+    assert [p.name for p in (tmp_path / ".c.partial").iterdir()] == ["cache.json"]
 
 
 def test_a_cache_cannot_be_encoded_again(cache: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ MODES: dict[str, tuple[Callable[[], bytes], tuple[int, int, int]]] = {
     "half clear": (lambda: saved(Image.new("RGBA", (9, 7), (0, 0, 0, 51)), "PNG"), (204, 204, 204)),
     "opaque": (lambda: saved(Image.new("RGBA", (9, 7), (10, 20, 30, 255)), "PNG"), (10, 20, 30)),
     "grey and alpha": (lambda: saved(Image.new("LA", (9, 7), (0, 0)), "PNG"), (255, 255, 255)),
-    "16 bits": (lambda: saved(Image.fromarray(np.full((7, 9), 257 * 77, np.uint16)), "PNG"), (77, 77, 77)),
+    "16 bits": (lambda: saved(Image.fromarray(np.full((7, 9), 257 * 200, np.uint16)), "PNG"), (200, 200, 200)),
     "bitmap": (lambda: saved(Image.new("1", (9, 7), 1), "PNG"), (255, 255, 255)),
     "cmyk": (lambda: saved(Image.new("CMYK", (9, 7), (0, 255, 0, 0)), "JPEG", quality=100), (255, 0, 255)),
 }
@@ -132,7 +132,7 @@ def test_modes(mode: str) -> None:
     found = frames_of("png", make())
     assert found.shape == (1, 7, 9, 3)
     assert found.dtype == np.uint8
-    assert abs(found.astype(int) - colour).max() <= 2
+    assert abs(found.astype(int) - colour).max() <= (2 if mode == "cmyk" else 0)  # a JPEG
 
 
 def test_palettes_give_their_colours() -> None:

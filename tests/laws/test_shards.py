@@ -127,8 +127,10 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_existing_output_is_refused_and_kept(folder: Path) -> None:
     before = tars(folder)
+    worked: list[int] = []
     with pytest.raises(UserError, match="exists"):
-        write_world(folder, split="train", count=1, seed=1)
+        write_world(folder, split="train", count=1, seed=1, progress=lambda done, total: worked.append(done))
+    assert not worked  # found before the work, not after it
     assert tars(folder) == before
 
 
