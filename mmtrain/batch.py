@@ -55,3 +55,11 @@ def to_bytes(frames: Tensor) -> np.ndarray:
     """float ``[t c h w]`` in [-1, 1] → uint8 ``[t h w c]``, rounded as diffusers' image processor rounds."""
     scaled = (frames.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     return (scaled * 255).round().astype(np.uint8)
+
+
+@dataclass
+class Loss:
+    """What an Objective returns: one loss per sample ``[b]``, with gradients, and detached scalars for the log."""
+
+    per_sample: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)

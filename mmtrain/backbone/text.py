@@ -1,0 +1,112 @@
+"""The text side that every family shares: tokenizer and frozen CLIP text tower, with a memo of what was encoded.
+
+Image towers and whole CLIP models are in `clip.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from mmtrain.errors import UserError
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass
+class TextFeatures:
+    """What a text tower says of captions: every token, and one vector in the shared space."""
+
+    tokens: Tensor  # [b l d], after the final norm
+    mask: Tensor  # [b l], true on tokens of the caption, its begin and its end
+    embeds: Tensor  # [b d_shared], not normalised
+
+    def to(self, device: torch.device | str) -> "TextFeatures":
+        return TextFeatures(self.tokens.to(device), self.mask.to(device), self.embeds.to(device))
+
+
+class TextTower(nn.Module):
+    """A frozen CLIP text tower that encodes each distinct caption once.
+
+    Args:
+        tokenizer: CLIP tokenizer; its ``model_max_length`` is the limit of a caption.
+        model: `CLIPTextModelWithProjection`.
+    """
+
+    def __init__(self, *, tokenizer: Any, model: nn.Module) -> None:
+        super().__init__()
+        self.tokenizer, self.model = tokenizer, model
+        self._memo: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def shared_width(self) -> int:
+        return int(self.model.config.projection_dim)
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str]) -> TextFeatures:
+        """Features of each caption; frozen, so without gradients."""
+        new = sorted({c for c in captions if c not in self._memo})
+        if new:
+            ids, mask = tokenize(self.tokenizer, new, self.model.device)
+            out = self.model(input_ids=ids)
+            rows = zip(new, out.last_hidden_state.cpu(), mask.cpu(), out.text_embeds.cpu(), strict=True)
+            if len(self._memo) > 50_000:
+                self._memo.clear()
+            self._memo.update({caption: (tokens, keep, embed) for caption, tokens, keep, embed in rows})
+            if any(c not in self._memo for c in captions):
+                return self.forward(captions)
+        tokens, keep, embeds = (torch.stack(part) for part in zip(*(self._memo[c] for c in captions), strict=True))
+        return TextFeatures(tokens, keep, embeds).to(self.model.device)
+
+
+def tokenize(tokenizer: Any, captions: Sequence[str], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Token ids ``[b l]`` padded to the tower's limit, and the mask of what is not padding.
+
+    Raises:
+        UserError: a caption has more tokens than the tower takes; nothing is cut silently.
+    """
+    limit = tokenizer.model_max_length
+    for caption, ids in zip(captions, tokenizer(list(captions)).input_ids, strict=True):
+        if len(ids) > limit:
+            raise UserError(
+                f"prompt “{caption[:60]}{'…' if len(caption) > 60 else ''}”",
+                f"{len(ids)} tokens came",
+                f"at most {limit} fit the text tower, begin and end included",
+                "shorten the prompt",
+            )
+    padded = tokenizer(list(captions), padding="max_length", max_length=limit, return_tensors="pt")
+    return padded.input_ids.to(device), padded.attention_mask.bool().to(device)
+
+
+def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges make one token of each given word; any other text falls apart into bytes."""
+    alphabet = sorted(ByteLevel.alphabet())
+    trained = Tokenizer(BPE(end_of_word_suffix="</w>", unk_token=EOS))
+    trained.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(
+        vocab_size=1 << 15, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False, min_frequency=1
+    )
+    trained.train_from_iterator([w for w in words for _ in range(2)], trainer)
+    import json
+
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *dict.fromkeys(a + b for a, b in merges)]
+    vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,115 @@
+"""Weights in and out: strict loading from the hub's layout, checksums, frozen modules.
+
+Every family loads its parts through `load`; nothing here knows a family.
+"""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmtrain.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def load(
+    cls: Any, path: str, subfolder: str | None = None, revision: str | None = None, unused: tuple[str, ...] = ()
+) -> Any:
+    """One model in float32, frozen, in eval mode, with every key accounted for.
+
+    Args:
+        cls: a transformers or diffusers model class.
+        path: hub id or local folder in the hub's layout.
+        subfolder: the part of a pipeline folder.
+        revision: git revision of a hub id.
+        unused: prefixes of keys that the file may hold and this class does not use.
+
+    Raises:
+        UserError: the folder or file is missing, its checksum differs, or keys are missing or left over.
+    """
+    verify(path, subfolder)
+    where = {} if subfolder is None else {"subfolder": subfolder}
+    try:
+        model, info = cls.from_pretrained(
+            path, revision=revision, torch_dtype=torch.float32, output_loading_info=True, **where
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"backbone {path}{'/' + subfolder if subfolder else ''}",
+            str(error).splitlines()[0],
+            f"a folder or hub id that {cls.__name__} can open was wanted",
+            "check the path, or run `make backbones`",
+        ) from error
+    left_over = [k for k in info["unexpected_keys"] if not k.startswith(unused)] if unused else info["unexpected_keys"]
+    if info["missing_keys"] or left_over:
+        raise UserError(
+            f"backbone {path}",
+            f"missing keys {sorted(info['missing_keys'])[:5]}, unexpected keys {sorted(left_over)[:5]}",
+            f"exactly the keys of {cls.__name__} were wanted",
+            "use the weights that belong to this class",
+        )
+    return freeze(model)
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """The module in eval mode and without gradients."""
+    return module.requires_grad_(False).eval()
+
+
+def copy_as(module: nn.Module, dtype: torch.dtype) -> Any:
+    """A copy of the module in another dtype; the module in use keeps its own."""
+    return copy.deepcopy(module).to(dtype)
+
+
+def verify(path: str, subfolder: str | None = None) -> None:
+    """Check the files of a local folder against the manifest beside them, if there is one.
+
+    Raises:
+        UserError: a listed file is missing or its sha256 differs.
+    """
+    root = Path(path)
+    manifest = next((root / MANIFEST for root in (root, root.parent) if (root / MANIFEST).is_file()), None)
+    if not root.is_dir() or manifest is None:
+        return
+    inside = root / subfolder if subfolder else root
+    for name, wanted in json.loads(manifest.read_text())["sha256"].items():
+        file = manifest.parent / name
+        if not file.is_relative_to(inside):
+            continue
+        if not file.is_file():
+            raise UserError(
+                str(file),
+                "the file is missing",
+                f"{manifest} lists it",
+                "restore it from the repository, or run `make backbones`",
+            )
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != wanted:
+            raise UserError(
+                str(file),
+                f"sha256 {found[:16]}… came",
+                f"{wanted[:16]}… was wanted",
+                "restore the file from the repository, or run `make backbones`",
+            )
+
+
+def write_manifest(folder: Path) -> None:
+    """List the sha256 of every file below a folder in its manifest."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    digests = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    (folder / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
+
+
+def digest(*modules: nn.Module) -> str:
+    """Hash of names, shapes and values of the modules' weights, the same for the same numbers in memory."""
+    total = hashlib.blake2b(digest_size=16)
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            total.update(f"{name}{tuple(tensor.shape)}".encode())
+            total.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()

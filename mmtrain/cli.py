@@ -1,0 +1,332 @@
+"""The command line: verbs and their options. Each verb imports what it needs when it runs, so that help is instant.
+
+Holds no work of its own: a verb is a thin call. Exit status 0 done, 2 a user's mistake (one block, no stack trace),
+130 interrupted; anything else is our bug and shows its trace.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mmtrain.errors import UserError, UserErrors
+
+Verb = Callable[[argparse.Namespace], object]
+OVERRIDES_HELP = "key=value changes of the recipe, in Hydra's grammar"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are UserErrors like any other."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        where = self.prog.removeprefix("mmtrain ")
+        raise UserError(where, message, f"what `{self.prog} --help` lists", _fix(message) or "correct it")
+
+
+def _fix(message: str) -> str | None:
+    """A suggestion for argparse's "invalid choice: 'trian' (choose from 'check', 'train')"."""
+    came, *known = re.findall(r"'([^']+)'", message) if "invalid choice" in message else ("",)
+    close = difflib.get_close_matches(came, known, n=1)
+    return f"perhaps you meant {close[0]}" if close else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    trace = "--trace" in words
+    try:
+        args = _parse(words)
+        args.run(args)
+    except UserError as error:
+        if trace:
+            raise
+        print(_block(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if trace:
+            raise
+        print("mmtrain: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _block(error: UserError) -> str:
+    if isinstance(error, UserErrors) and len(error.errors) > 1:
+        lines = "".join(f"\n  {e}" for e in error.errors)
+        return f"mmtrain: {len(error.errors)} mistakes{lines}"
+    return f"mmtrain: {error}"
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    args, extras = parser().parse_known_args([word for word in words if word != "--trace"])
+    loose = [word for word in extras if word.startswith("-") or not args.takes_overrides]
+    if loose:
+        args.parser.error(f"unrecognised: {' '.join(loose)}")
+    args.overrides = extras
+    return args
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole surface; a test holds it frozen."""
+    top = _Parser(prog="mmtrain", description="Train adapters on frozen multimodal backbones, and make video with them.")
+    top.add_argument("--trace", action="store_true", help="show the stack trace of a mistake")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    _add_check(verbs)
+    _add_train(verbs)
+    _add_shards(verbs)
+    _add_export(verbs)
+    _add_sample(verbs)
+    _add_evaluate(verbs)
+    return top
+
+
+def _add(verbs: Any, name: str, run: Verb, text: str, overrides: bool = False) -> argparse.ArgumentParser:
+    usage = f"mmtrain {name} RECIPE [key=value ...] [options]" if overrides else None
+    added: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, usage=usage)
+    added.set_defaults(run=run, parser=added, takes_overrides=overrides)
+    return added
+
+
+# check and train ------------------------------------------------------------------------------------------------------
+
+
+def _add_check(verbs: Any) -> None:
+    verb = _add(verbs, "check", _check, "check a recipe's whole config; build nothing", overrides=True)
+    verb.add_argument("recipe", metavar="RECIPE", help="a name from recipes/, or a path to a .yaml file")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from mmtrain import config
+
+    cfg = config.checked(config.compose(args.recipe, args.overrides))
+    nodes = [f"{key} {cfg[key]._target_}" for key in ("dataset", "backbone", "objective")]
+    print(f"{args.recipe}: no fault found ({', '.join(nodes)}; adapters {', '.join(cfg.adapters) or 'none'})")
+
+
+def _add_train(verbs: Any) -> None:
+    verb = _add(verbs, "train", _train, "train what a recipe says; a full Hydra application", overrides=True)
+    verb.add_argument("recipe", metavar="RECIPE", nargs="?", help="a name from recipes/, or a path to a .yaml file")
+    verb.add_argument("--resume", metavar="RUN", help="continue a run: its folder, the start of its id, or `latest`")
+    hydra = verb.add_argument_group("Hydra")
+    hydra.add_argument("-m", "--multirun", action="store_true", help="one run per combination of key=a,b,c")
+    hydra.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the config and stop")
+    hydra.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    hydra.add_argument("-p", "--package", help="with --cfg: print this part only")
+    hydra.add_argument("-i", "--info", nargs="?", const="all", metavar="WHAT", help="print how the config came about")
+    hydra.add_argument("-cd", "--config-dir", metavar="DIR", help="a folder of your own beside conf/")
+
+
+def _train(args: argparse.Namespace) -> None:
+    if args.recipe is None:
+        _resume(args)
+    else:
+        _train_app(args)
+
+
+def _resume(args: argparse.Namespace) -> None:
+    """Continue a run from its own manifest, which holds its whole config."""
+    if args.resume is None:
+        args.parser.error("a RECIPE is required, or --resume RUN")
+    from mmtrain import config
+    from mmtrain.run import Run
+    from mmtrain.train.fit import fit
+
+    run = Run.find(args.resume)
+    fit(config.checked(run.cfg), resume=run.path)
+
+
+def _train_app(args: argparse.Namespace) -> None:
+    from hydra._internal.utils import _run_hydra, get_args_parser
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
+
+    from mmtrain.config import checked
+    from mmtrain.config import recipe as composing
+
+    own: list[Exception] = []
+
+    def job(cfg: DictConfig) -> str | None:
+        try:
+            return str(_train_one(checked(cfg), args.resume))
+        except Exception as error:
+            own.append(error)
+            if HydraConfig.get().mode is not RunMode.RUN:
+                raise  # a sweep stops, and its launcher may bring the error back from another machine
+            return None
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, where Hydra would print and exit by itself
+    reader = get_args_parser()
+    hydra_args = reader.parse_args(_hydra_flags(args) + composing.hydra_words(args.recipe, args.overrides))
+    try:
+        _run_hydra(hydra_args, reader, job, str(composing.CONF), "config")
+    except composing.COMPOSE_ERRORS as error:
+        raise own[0] if own else composing.explain(error) from error
+    if own:
+        raise own[0]
+
+
+def _train_one(cfg: Any, resume: str | None) -> Path:
+    from mmtrain.run import Run
+    from mmtrain.train.fit import fit
+
+    return fit(cfg, resume=None if resume is None else Run.find(resume, cfg.folder).path)
+
+
+def _hydra_flags(args: argparse.Namespace) -> list[str]:
+    flags = [f"--{name}" for name in ("multirun", "resolve") if vars(args)[name]]
+    for name in ("cfg", "package", "info", "config_dir"):
+        if vars(args)[name] is not None:
+            flags += [f"--{name.replace('_', '-')}", vars(args)[name]]
+    return flags
+
+
+# shards ---------------------------------------------------------------------------------------------------------------
+
+
+def _add_shards(verbs: Any) -> None:
+    text = "make, index, check and encode shards"
+    group = verbs.add_parser("shards", help=text, description=text)
+    kinds = group.add_subparsers(metavar="WHAT", required=True)
+    world = _add(kinds, "world", _shards_world, "write clips of a world whose truth is known")
+    world.add_argument("folder", metavar="FOLDER", type=Path)
+    world.add_argument("--split", choices=["train", "heldout"], default="train")
+    world.add_argument("--count", type=_positive, default=2048, help="clips")
+    world.add_argument("--seed", type=int, default=0)
+    world.add_argument("--captions-each", type=_positive, default=4, help="wordings of each clip's caption")
+    world.add_argument("--two-objects", type=_share, default=0.3, help="share of clips with two objects")
+    world.add_argument("--shard-size", type=_positive, default=512, help="clips in a shard")
+    pack = _add(kinds, "pack", _shards_pack, "pack a folder of captioned images and clips")
+    pack.add_argument("source", metavar="FOLDER", type=Path)
+    pack.add_argument("folder", metavar="OUT", type=Path)
+    pack.add_argument("--shard-size", type=_positive, default=512, help="samples in a shard")
+    index = _add(kinds, "index", _shards_index, "index the shards of a folder")
+    index.add_argument("folder", metavar="FOLDER", type=Path)
+    check = _add(kinds, "check", _shards_check, "read every sample of a folder's shards and report damage")
+    check.add_argument("folder", metavar="FOLDER", type=Path)
+    encode = _add(kinds, "encode", _shards_encode, "write a recipe's encoder outputs as shards", overrides=True)
+    encode.add_argument("recipe", metavar="RECIPE")
+    encode.add_argument("--to", metavar="DIR", type=Path, required=True)
+
+
+def _shards_world(args: argparse.Namespace) -> None:
+    from mmtrain.data import shards
+
+    shards.write_world(
+        args.folder,
+        split=args.split,
+        count=args.count,
+        seed=args.seed,
+        captions_each=args.captions_each,
+        two_objects=args.two_objects,
+        shard_size=args.shard_size,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _shards_pack(args: argparse.Namespace) -> None:
+    from mmtrain.data import pack
+
+    pack.pack(args.source, args.folder, shard_size=args.shard_size, progress=sys.stderr.isatty())
+
+
+def _shards_index(args: argparse.Namespace) -> None:
+    from mmtrain.data import index
+
+    index.build(args.folder)
+
+
+def _shards_check(args: argparse.Namespace) -> None:
+    from mmtrain.data import index
+
+    index.verify(args.folder)
+
+
+def _shards_encode(args: argparse.Namespace) -> None:
+    from mmtrain import config
+    from mmtrain.data import cache
+
+    cache.encode(config.checked(config.compose(args.recipe, args.overrides)), args.to)
+
+
+# export, sample, evaluate, report -------------------------------------------------------------------------------------
+
+
+def _add_export(verbs: Any) -> None:
+    verb = _add(verbs, "export", _export, "write a run's artifact and a folder that vanilla diffusers opens")
+    verb.add_argument("run_folder", metavar="RUN", help="a run's folder, the start of its id, or `latest`")
+    verb.add_argument("--to", metavar="DIR", type=Path, help="where to (default: exports/ and the run's name)")
+    verb.add_argument("--dtype", choices=["fp16", "fp32"], default="fp32")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from mmtrain.export.diffusers import export
+
+    print(export(args.run_folder, args.to, args.dtype))
+
+
+def _add_sample(verbs: Any) -> None:
+    verb = _add(verbs, "sample", _sample, "make a video from a prompt, an image, or both")
+    verb.add_argument("artifact", metavar="ARTIFACT", type=Path, help="an exported folder")
+    verb.add_argument("--prompt", action="append", help="what to show; repeat for several videos")
+    verb.add_argument("--image", type=Path, help="a first frame")
+    verb.add_argument("--negative-prompt", default=None, help="what to steer away from")
+    verb.add_argument("--guidance-scale", type=float)
+    verb.add_argument("--num-frames", type=_positive)
+    verb.add_argument("--height", type=_positive, help="pixels")
+    verb.add_argument("--width", type=_positive, help="pixels")
+    verb.add_argument("--fps", type=_positive, default=25, help="of the file that is written")
+    verb.add_argument("--steps", type=_positive, help="inference steps")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--out", metavar="DIR", type=Path, default=Path("samples"))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from mmtrain.sample.generate import main as generate
+
+    generate(args)
+
+
+def _add_evaluate(verbs: Any) -> None:
+    evaluate = _add(verbs, "evaluate", _evaluate, "compare base and adapted on held-out prompts, with intervals")
+    evaluate.add_argument("artifact", metavar="ARTIFACT", type=Path, help="an exported folder")
+    evaluate.add_argument("--prompts", type=_positive, default=48, help="how many held-out prompts")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--out", metavar="DIR", type=Path)
+    report = _add(verbs, "report", _report, "write one self-contained HTML page of an evaluation")
+    report.add_argument("evaluation", metavar="FOLDER", type=Path, help="what evaluate wrote")
+    report.add_argument("--out", metavar="FILE", type=Path)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from mmtrain.evaluate.run import evaluate
+
+    print(evaluate(args.artifact, prompts=args.prompts, seed=args.seed, out=args.out))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from mmtrain.evaluate.report import report
+
+    print(report(args.evaluation, out=args.out))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return value

@@ -1,0 +1,112 @@
+"""Checkpoints: what trains, its moving average, the optimizer and one integer; safetensors and JSON, no frozen weight.
+
+Written to a staging name, flushed to the disk, promoted by one rename: a checkpoint is whole or it is not there.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmtrain.adapter.full import load_weights
+from mmtrain.errors import UserError
+from mmtrain.train.module import TrainModule
+
+
+def save(module: TrainModule, folder: Path, run_id: str, keep: int) -> Path:
+    """Write ``folder/step-00000042`` and remove all but the newest ``keep``."""
+    target = folder / f"step-{module.step:08d}"
+    staging = folder / f".{target.name}.part"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    _tensors(staging / "weights.safetensors", {n: w.detach() for n, w in module.weights.items()})
+    if module.average is not None:
+        _tensors(staging / "ema.safetensors", module.average)
+    _tensors(staging / "optimizer.safetensors", optimizer_tensors(module))
+    buffers = {n: b for n, b in module.backbone.named_buffers() if n == "latent_square"}
+    state = {"step": module.step, "run_id": run_id, "buffers": {n: float(b) for n, b in buffers.items()}}
+    _synced(staging / "state.json", json.dumps(state, indent=1).encode())
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(staging, target)
+    _sync_folder(folder)
+    for old in whole(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def whole(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
+
+
+def newest(folder: Path) -> Path:
+    """The newest checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = whole(folder)
+    if not found:
+        raise UserError(str(folder), "no checkpoint", "a run that has saved one", "train it first")
+    return found[-1]
+
+
+def weights(checkpoint: Path, average: bool) -> dict[str, Tensor]:
+    """What trained, by ``<adapter>/<weight>``; its moving average where asked and kept."""
+    name = "ema" if average and (checkpoint / "ema.safetensors").is_file() else "weights"
+    return load_file(checkpoint / f"{name}.safetensors")
+
+
+def state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def restore(module: TrainModule, checkpoint: Path) -> None:
+    """Fill module, moving average and optimizer; strict. ``module.done`` becomes the checkpoint's step."""
+    load_weights(module.weights, weights(checkpoint, average=False), str(checkpoint))
+    if module.average is not None:
+        for name, tensor in load_file(checkpoint / "ema.safetensors").items():
+            module.average[name].copy_(tensor)
+    facts = state(checkpoint)
+    module.done = int(facts["step"])
+    for name, value in facts["buffers"].items():
+        module.backbone.get_buffer(name).fill_(value)
+    optimizer = module.configure_optimizers()
+    saved = load_file(checkpoint / "optimizer.safetensors")
+    for name, weight in module.weights.items():
+        optimizer.state[weight] = {
+            part: saved[f"{name}/{part}"].to(weight.device if part != "step" else "cpu")
+            for part in ("step", "exp_avg", "exp_avg_sq")
+        }
+
+
+def optimizer_tensors(module: TrainModule) -> dict[str, Tensor]:
+    """Moments and counts of AdamW by ``<weight>/<part>``."""
+    optimizer = module.configure_optimizers()
+    return {f"{name}/{part}": t for name, w in module.weights.items() for part, t in optimizer.state[w].items()}
+
+
+def _tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({n: t.detach().contiguous().cpu() for n, t in tensors.items()}, path)
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _synced(path: Path, payload: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,86 @@
+"""The one LightningModule: a frozen backbone, adapters that train, an objective. No arithmetic of any family."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from mmtrain.batch import Batch, Loss
+from mmtrain.errors import UserError
+from mmtrain.rng import Rng
+from mmtrain.train.optim import AdamW
+
+
+class TrainModule(pl.LightningModule):
+    """Trains what the adapters choose.
+
+    Args:
+        backbone: frozen on arrival; the adapters are attached to it already.
+        adapters: by name.
+        objective: (backbone, batch, rng) → Loss.
+        optim: optimizer and schedule.
+        seed: of every draw.
+        steps: of the whole run, in optimizer steps; ``done`` of them are behind a resumed one.
+        ema: decay of the moving average of what trains, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        adapters: dict[str, Any],
+        objective: Any,
+        optim: AdamW,
+        seed: int,
+        steps: int,
+        done: int = 0,
+        ema: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.adapters, self.objective, self.optim = backbone, nn.ModuleDict(adapters), objective, optim
+        self.seed, self.steps, self.done, self.decay = seed, steps, done, ema
+        self.weights = named_weights(adapters)
+        if not self.weights:
+            raise UserError("adapters", "none of them has a weight that trains", "at least one", "add an adapter")
+        self.average = {name: w.detach().clone() for name, w in self.weights.items()} if ema is not None else None
+        self.outcome: Loss | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps behind the run, those before a resume included."""
+        return self.done + self.global_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.optim.optimizer(self.weights.values())
+        return self.optimizer
+
+    def loss(self, batch: Batch) -> Loss:
+        """The objective on a batch, with the draws of the step that is due."""
+        return self.objective(self.backbone, batch, Rng(self.seed, self.step, batch.positions))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optim.rate(self.step, self.steps)
+        self.outcome = self.loss(batch)
+        return self.outcome.per_sample.mean()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.average is not None and self.decay is not None:
+            rate = min(self.decay, (1 + self.step) / (10 + self.step))  # short memory while young
+            average, weights = list(self.average.values()), [w.detach() for w in self.weights.values()]
+            torch._foreach_lerp_(average, weights, 1 - rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        raise AssertionError("checkpoints are written by train/checkpoint.py, never pickled")
+
+
+def named_weights(adapters: dict[str, Any]) -> dict[str, nn.Parameter]:
+    """What trains, by ``<adapter>/<weight>``."""
+    return {f"{name}/{key}": w for name, adapter in adapters.items() for key, w in adapter.named_weights().items()}

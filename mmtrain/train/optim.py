@@ -1,0 +1,50 @@
+"""Optimizer and learning-rate schedule of a run."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from mmtrain.errors import UserError
+
+
+class AdamW:
+    """Fused AdamW with linear warm-up, then a constant rate or half a cosine down to a floor.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: decoupled.
+        betas: of the moments.
+        warmup: steps of linear warm-up.
+        schedule: ``constant`` or ``cosine`` after the warm-up.
+        floor: last learning rate over the peak, for ``cosine``.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.99),
+        warmup: int = 0,
+        schedule: Literal["constant", "cosine"] = "cosine",
+        floor: float = 0.05,
+    ) -> None:
+        if lr <= 0:
+            raise UserError("optim.lr", str(lr), "a positive learning rate", "try 1e-4")
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, (float(betas[0]), float(betas[1]))
+        self.warmup, self.schedule, self.floor = warmup, schedule, floor
+
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        return torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of optimizer step ``step`` (from 0) of ``steps``."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        return self.lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
