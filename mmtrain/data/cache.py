@@ -155,6 +155,12 @@ def _write(tar: TarWriter, entries: list[Entry], encode: Encode, dtype: torch.dt
         outputs = encode(torch.stack([frames for _, frames, _ in entries]))
     for row, (key, _, carried) in enumerate(entries):
         tensors = {name: _stored(t[row], dtype) for name, t in outputs.items()}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                fix = f"mend the encoder or the sample, or store more range than {dtype}"
+                raise UserError(
+                    f"encoding {name!r} of sample {key!r}", "not finite", "numbers that training can use", fix
+                )
         members = {**carried, "safetensors": safetensors.torch.save(tensors)}
         for suffix in sorted(members):
             tar.add(f"{key}.{suffix}", members[suffix])

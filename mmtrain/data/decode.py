@@ -176,8 +176,7 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
         if look.size is not None:
             image.draft(None, (look.size, look.size))  # JPEG: unpack at the nearest larger eighth; else nothing
         return look.place(to_rgb(image))[None], IMAGE_FPS
-    fps = float(facts.get("fps", 0)) or _animation_rate(image)
-    shown = _shown(image, fps, facts.get("num_frames"))
+    shown, fps = _shown(image, facts)
     wanted = look.window(len(shown), draw)
     _bound(*image.size, frames=len(wanted))
     needed = {shown[t] for t in wanted}
@@ -189,29 +188,26 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
     return np.stack([placed[shown[t]] for t in wanted]), fps
 
 
-def _animation_rate(image: Image.Image) -> float:
-    image.load()
-    return 1000 / (image.info.get("duration") or 1000 / IMAGE_FPS)
-
-
-def _shown(image: Image.Image, fps: float, total: int | None) -> list[int]:
-    """Which stored frame is shown at each frame of the clip: the format merges equal neighbours into a longer one."""
-    stored = getattr(image, "n_frames", 1)
+def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], float]:
+    """Which stored frame is shown at each frame of the clip, and the rate: the format merges equal neighbours into a
+    longer one. Without a stated rate, the shortest frame gives it."""
+    stored, total = getattr(image, "n_frames", 1), int(facts.get("num_frames", 0))
     if stored > MAX_FRAMES:
         raise BadSample(f"more than {MAX_FRAMES} frames")
-    if stored in (1, total):
-        return list(range(stored)) if stored == total else [0] * int(total or 1)
-    ends, elapsed = [], 0.0
+    fps = float(facts.get("fps", 0))
+    if fps and stored in (1, total):
+        return (list(range(stored)) if stored == total else [0] * total), fps
+    durations = []
     for number in range(stored):
         image.seek(number)
         image.load()
-        elapsed += image.info.get("duration", 0)
-        ends.append(elapsed)
-    count = round(elapsed * fps / 1000) if total is None else int(total)
+        durations.append(image.info.get("duration") or 1000 / IMAGE_FPS)  # milliseconds
+    fps = fps or 1000 / min(durations)
+    count = total or round(sum(durations) * fps / 1000)
     if count > MAX_FRAMES:
         raise BadSample(f"more than {MAX_FRAMES} frames")
     middles = (np.arange(count) + 0.5) * 1000 / fps
-    return np.minimum(np.searchsorted(ends, middles), stored - 1).tolist()
+    return np.minimum(np.searchsorted(np.cumsum(durations), middles), stored - 1).tolist(), fps
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

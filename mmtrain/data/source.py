@@ -200,7 +200,7 @@ class _Batches(Dataset[_Parcel]):
     def __init__(self, source: Source, seed: int) -> None:
         self.source, self.seed = source, seed
 
-    def __getitem__(self, pairs: list[tuple[int, int]]) -> _Parcel:  # type: ignore[override]
+    def __getitem__(self, pairs: list[tuple[int, int]]) -> _Parcel:
         parcel = _Parcel()
         try:
             rows = [self._row(position, i, parcel.bad) for position, i in pairs]

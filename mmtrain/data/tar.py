@@ -79,7 +79,7 @@ def scan(path: Path) -> tuple[list[Member], str]:
 class _Reader:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file, self.digest = path, file, hashlib.sha256()
-        self.size, self.position, self.last = os.fstat(file.fileno()).st_size, 0, ""
+        self.position, self.last = 0, ""
 
     def fault(self, came: str, fix: str = "copy the shard again from its source, or write it again") -> UserError:
         after = f", after member {self.last!r}" if self.last else ""
@@ -146,12 +146,10 @@ class _Reader:
 
     def payload(self, name: str, size: int) -> Member:
         offset, crc, left = self.position, 0, size
-        if offset + size > self.size:
-            raise self.fault(f"member {name!r} is cut: {self.size - offset} of {size} bytes are there (truncated)")
         while left:
             data = self.take(min(left, _CHUNK))
             if not data:
-                raise self.fault(f"member {name!r} is cut (truncated)")
+                raise self.fault(f"member {name!r} is cut: {size - left} of {size} bytes are there (truncated)")
             crc, left = zlib.crc32(data, crc), left - len(data)
         if len(self.take(-size % BLOCK)) < -size % BLOCK:
             raise self.fault(f"the file ends inside the padding of {name!r} (truncated)")
