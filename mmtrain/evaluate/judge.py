@@ -222,7 +222,7 @@ def _repaired(path: np.ndarray) -> np.ndarray:
 
 
 def _jumps(centres: np.ndarray) -> bool:
-    """Whether a step of centres ``[t 2]`` differs from the median of the four steps around it by more than is smooth."""
+    """Whether a step of centres ``[t 2]`` differs from the median of the four around it by more than is smooth."""
     steps = np.diff(centres, axis=0)
     if len(steps) < 3:
         return False
