@@ -51,7 +51,7 @@ class Reading:
     """What a clip shows.
 
     ``vanished``: an object is not there from the first frame to the last. ``jumped``: a centre makes a step that its
-    neighbouring steps do not explain. Objects are in order of falling area.
+    neighbouring steps do not explain. Objects are in order of falling area, summed over the frames.
     """
 
     background: str | None
@@ -69,7 +69,7 @@ def read(frames: np.ndarray) -> Reading:
     ground = np.median(frames[:, ::2, ::2].reshape(len(frames), -1, 3), axis=1).astype(np.float32)
     tracks = _link(blobs(frames, ground, scale), scale)
     lasting = [t for t in tracks if len(t) >= max(2, len(frames) / 4) or len(frames) == 1]
-    lasting.sort(key=lambda t: -float(np.median([b.area for b in t])))
+    lasting.sort(key=lambda t: -sum(b.area for b in t))
     objects = tuple(_describe(t, len(frames), len(lasting), scale) for t in lasting)
     return Reading(
         background=_nearest(np.median(ground, axis=0), tuple(world.BACKGROUNDS), _GROUNDS, BACKGROUND_LIMIT),
@@ -244,7 +244,8 @@ def fulfilment(reading: Reading, truth: dict[str, Any]) -> dict[str, bool]:
     """Which facts of ``world.Scene.truth()`` a reading fulfils.
 
     Each told object is paired with at most one found object, so that as many colours as possible agree, then as many
-    shapes, motions and sizes as possible. Then, over the told objects:
+    shapes, motions and sizes as possible. Only the largest found objects are eligible, one more than are told: in a
+    clip full of patches, some patch has any attribute by chance. Then, over the told objects:
 
     - ``colour``, ``shape``, ``size``, ``motion``: every told object has a partner with its own value. A told object
       without a partner fails all four. Colours therefore hold as a set: exchanging two objects' colours keeps
@@ -278,7 +279,7 @@ def _agrees(told: dict[str, str], found: Found | None, attribute: str) -> bool:
 
 def _pair(told: list[dict[str, str]], found: tuple[Found, ...]) -> tuple[Found | None, ...]:
     """A partner or None for each told object; the most colours agree, then the most other attributes, then by area."""
-    choices: list[Found | None] = [*found[:6], *[None] * len(told)]
+    choices: list[Found | None] = [*found[: len(told) + 1], *[None] * len(told)]
 
     def score(partners: tuple[Found | None, ...]) -> tuple[int, int]:
         pairs = list(zip(told, partners, strict=True))

@@ -220,3 +220,19 @@ def test_to_and_fro_is_no_known_motion() -> None:
 def test_another_layout_is_refused(frames: np.ndarray) -> None:
     with pytest.raises(UserError, match="uint8"):
         read(frames)
+
+
+def test_patches_everywhere_fulfil_nothing_by_chance() -> None:
+    rng = world.rng_of("patches")
+    frames = np.full((world.NUM_FRAMES, world.SIDE, world.SIDE, 3), world.BACKGROUNDS["grey"], np.uint8)
+    names = list(world.COLOURS)
+    for frame in frames:
+        for y in range(2, 60, 12):
+            for x in range(2, 60, 12):
+                tall, wide = rng.integers(3, 10, 2)
+                frame[y : y + tall, x : x + wide] = world.COLOURS[names[int(rng.integers(6))]]
+    reading = read(frames)
+    results = [fulfilment(reading, s.truth()) for s in scenes(100)]
+    assert share([r["shape"] for r in results]) <= 0.25, "one guess in four shapes"
+    assert share([r["motion"] for r in results]) <= 0.2
+    assert not any(r["permanence"] or r["count"] for r in results)
