@@ -272,8 +272,10 @@ def _turned(frame: av.VideoFrame, look: Look) -> np.ndarray:
     return look.place(Image.fromarray(pixels)) if look.size is not None else pixels
 
 
-def encode_mp4(frames: np.ndarray, fps: float, crf: int = 16) -> bytes:
+def encode_mp4(frames: np.ndarray, fps: float, crf: int = 16, metadata: Mapping[str, str] | None = None) -> bytes:
     """uint8 ``[t h w c]`` → H.264 MP4 (yuv420p, BT.709, index in front). Lossy: colour has half the resolution.
+
+    ``metadata`` are tags of any names that the file carries, readable by ffprobe and PyAV.
 
     Raises:
         UserError: for an odd height or width, which yuv420p cannot hold.
@@ -283,7 +285,9 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = 16) -> bytes:
         raise UserError("MP4", f"{width} x {height} pixels", "even width and height", "resize or crop the frames")
     with tempfile.TemporaryDirectory() as folder:  # moving the index to the front needs a real file
         path = Path(folder) / "clip.mp4"
-        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        flags = "+faststart+use_metadata_tags" if metadata else "+faststart"
+        with av.open(str(path), "w", options={"movflags": flags}) as container:
+            container.metadata.update(metadata or {})
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
