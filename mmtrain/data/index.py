@@ -33,7 +33,7 @@ _NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """``a/b.seg.png`` → (``a/b``, ``seg.png``), as webdataset splits names; None for a file that belongs to no sample."""
+    """``a/b.seg.png`` → (``a/b``, ``seg.png``), as webdataset splits; None for a file that belongs to no sample."""
     found = _NAME.match(name)
     return (found[1], found[2].lower()) if found else None
 
@@ -155,7 +155,7 @@ def find_shards(where: str | Path) -> list[Path]:
     found = []
     for name in _braces(str(where)):
         if any(mark in name for mark in "*?["):
-            matched = sorted(Path(p).absolute() for p in glob(name) if p.endswith(".tar"))
+            matched = sorted(Path(p).absolute() for p in glob(name) if p.endswith(".tar"))  # noqa: PTH207  (any depth)
         else:
             matched = [Path(name).absolute()] if Path(name).is_file() else []
         if not matched:

@@ -1,7 +1,7 @@
-"""A folder of images and clips with captions → shards. The files' own bytes are kept; nothing is resized or re-encoded.
+"""A folder of images and clips with captions → shards. The files' own bytes are kept; nothing is re-encoded.
 
-Captions come from ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and ``text``) if the folder has one, and
-otherwise from a .txt beside each file, one caption a line. What shards hold afterwards is told by `check.py`.
+Captions come from ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and ``text``) if the folder has one,
+and otherwise from a .txt beside each file, one caption a line. What shards hold afterwards is told by `check.py`.
 """
 
 import csv
