@@ -190,8 +190,6 @@ def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], flo
     """Which stored frame is shown at each frame of the clip, and the rate: the format merges equal neighbours into a
     longer one. Without a stated rate, the shortest frame gives it."""
     stored, total = getattr(image, "n_frames", 1), int(facts.get("num_frames", 0))
-    if stored > MAX_FRAMES:
-        raise BadSample(f"more than {MAX_FRAMES} frames")
     fps = float(facts.get("fps", 0))
     if fps and stored in (1, total):
         return (list(range(stored)) if stored == total else [0] * total), fps

@@ -157,7 +157,7 @@ def find_shards(where: str | Path) -> list[Path]:
     found = []
     for name in _braces(str(where)):
         if any(mark in name for mark in "*?["):
-            matched = sorted(Path(p).absolute() for p in glob(name) if p.endswith(".tar"))  # noqa: PTH207  (any depth)
+            matched = sorted(Path(p).absolute() for p in glob(name) if p.endswith(".tar"))
         else:
             matched = [Path(name).absolute()] if Path(name).is_file() else []
         if not matched:

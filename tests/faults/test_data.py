@@ -74,7 +74,7 @@ def run(source: Source, workers: int = 0, steps: int = 6) -> list[list[str]]:
     return [b.keys for b in source.loader(seed=1, batch_size=4, steps=steps, num_workers=workers)]
 
 
-CUTS = {"header": 100, "payload": 700, "padding": -(1024 + 3), "member boundary": -1024, "end marker": -300}
+CUTS = {"header": 100, "is cut": 700, "padding": -(1024 + 3), "member boundary": -1024, "end marker": -300}
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -83,7 +83,12 @@ def test_truncation_is_found_wherever_it_falls(folder: Path, cut: str, indexed: 
     path = folder / "000001.tar"
     data = path.read_bytes()
     path.write_bytes(data[: CUTS[cut]])
-    refused(folder if indexed else bare(folder), "000001.tar", "truncated")
+    refused(
+        folder if indexed else bare(folder),
+        "000001.tar",
+        "truncated",
+        cut if cut != "member boundary" else "without an end",
+    )
     report = check(folder)
     assert not report["ok"]
     assert report["samples"] == PER_SHARD  # the sound shard is still reported
