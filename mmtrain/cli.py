@@ -5,28 +5,31 @@ Holds no work of its own: a verb is a thin call. Exit status 0 done, 2 a user's 
 """
 
 import argparse
+import contextlib
 import difflib
+import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mmtrain.errors import UserError, UserErrors
 
 Verb = Callable[[argparse.Namespace], object]
-OVERRIDES_HELP = "key=value changes of the recipe, in Hydra's grammar"
+_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+"""What the system says about a path or a disk, and a user can mend."""
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose complaints are UserErrors like any other."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
-        where = self.prog.removeprefix("mmtrain ")
+        where = self.prog.removeprefix("mmtrain").strip() or "command line"
         raise UserError(where, message, f"what `{self.prog} --help` lists", _fix(message) or "correct it")
 
 
@@ -47,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if trace:
             raise
         print(_block(error), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if trace or error.errno not in _PLACES:
+            raise
+        print(
+            f"mmtrain: {error.filename or 'files'}: {error.strerror}; a place that can be read and written; "
+            "choose another, or mend this one.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         if trace:
@@ -74,7 +86,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 def parser() -> argparse.ArgumentParser:
     """The whole surface; a test holds it frozen."""
-    top = _Parser(prog="mmtrain", description="Train adapters on frozen multimodal backbones, and make video with them.")
+    top = _Parser(prog="mmtrain", description="Train adapters on frozen backbones, and make video with them.")
     top.add_argument("--trace", action="store_true", help="show the stack trace of a mistake")
     verbs = top.add_subparsers(metavar="VERB", required=True)
     _add_check(verbs)
@@ -123,60 +135,54 @@ def _add_train(verbs: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    """Hand the recipe to Hydra, which calls ``job`` once, or once per combination of a sweep."""
     if args.recipe is None:
-        _resume(args)
-    else:
-        _train_app(args)
+        return _resume(args)
+    from hydra._internal.utils import _run_hydra, get_args_parser
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from mmtrain.config import checked, recipe
+
+    own: list[Exception] = []
+
+    def job(cfg: Any) -> str | None:
+        try:
+            checked(cfg)
+            from mmtrain.run import Run
+            from mmtrain.train.fit import fit
+
+            return str(fit(cfg, resume=Run.find(args.resume, cfg.folder).path if args.resume else None))
+        except Exception as error:
+            own.append(error)
+            if HydraConfig.get().mode is not RunMode.RUN:
+                raise  # through the sweep's launcher, which may bring it back from another machine
+            return None
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, where Hydra would print and exit by itself
+    reader = get_args_parser()
+    hydra_args = reader.parse_args(_hydra_flags(args) + recipe.hydra_words(args.recipe, args.overrides))
+    try:
+        _run_hydra(hydra_args, reader, job, str(recipe.CONF), "config")
+    except Exception as error:
+        if own or not recipe.is_users(error):
+            raise
+        raise recipe.explain(error) from error
+    if own:
+        raise own[0]
+    return None
 
 
 def _resume(args: argparse.Namespace) -> None:
     """Continue a run from its own manifest, which holds its whole config."""
     if args.resume is None:
         args.parser.error("a RECIPE is required, or --resume RUN")
-    from mmtrain import config
+    from mmtrain.config import checked
     from mmtrain.run import Run
     from mmtrain.train.fit import fit
 
     run = Run.find(args.resume)
-    fit(config.checked(run.cfg), resume=run.path)
-
-
-def _train_app(args: argparse.Namespace) -> None:
-    from hydra._internal.utils import _run_hydra, get_args_parser
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import DictConfig
-
-    from mmtrain.config import checked
-    from mmtrain.config import recipe as composing
-
-    own: list[Exception] = []
-
-    def job(cfg: DictConfig) -> str | None:
-        try:
-            return str(_train_one(checked(cfg), args.resume))
-        except Exception as error:
-            own.append(error)
-            if HydraConfig.get().mode is not RunMode.RUN:
-                raise  # a sweep stops, and its launcher may bring the error back from another machine
-            return None
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, where Hydra would print and exit by itself
-    reader = get_args_parser()
-    hydra_args = reader.parse_args(_hydra_flags(args) + composing.hydra_words(args.recipe, args.overrides))
-    try:
-        _run_hydra(hydra_args, reader, job, str(composing.CONF), "config")
-    except composing.COMPOSE_ERRORS as error:
-        raise own[0] if own else composing.explain(error) from error
-    if own:
-        raise own[0]
-
-
-def _train_one(cfg: Any, resume: str | None) -> Path:
-    from mmtrain.run import Run
-    from mmtrain.train.fit import fit
-
-    return fit(cfg, resume=None if resume is None else Run.find(resume, cfg.folder).path)
+    fit(checked(run.cfg), resume=run.path)
 
 
 def _hydra_flags(args: argparse.Namespace) -> list[str]:
@@ -196,63 +202,83 @@ def _add_shards(verbs: Any) -> None:
     kinds = group.add_subparsers(metavar="WHAT", required=True)
     world = _add(kinds, "world", _shards_world, "write clips of a world whose truth is known")
     world.add_argument("folder", metavar="FOLDER", type=Path)
-    world.add_argument("--split", choices=["train", "heldout"], default="train")
-    world.add_argument("--count", type=_positive, default=2048, help="clips")
+    world.add_argument("--split", choices=["train", "heldout", "clutter"], default="train")
+    world.add_argument("--count", type=_positive, default=2000, help="clips (default 2000)")
     world.add_argument("--seed", type=int, default=0)
-    world.add_argument("--captions-each", type=_positive, default=4, help="wordings of each clip's caption")
-    world.add_argument("--two-objects", type=_share, default=0.3, help="share of clips with two objects")
-    world.add_argument("--shard-size", type=_positive, default=512, help="clips in a shard")
+    world.add_argument("--captions-each", type=_positive, default=3, help="wordings of each clip's caption (default 3)")
+    world.add_argument("--two-objects", type=_share, default=0.3, help="share of clips with two objects (default 0.3)")
+    world.add_argument("--shard-size", type=_positive, default=500, help="clips in a shard (default 500)")
     pack = _add(kinds, "pack", _shards_pack, "pack a folder of captioned images and clips")
-    pack.add_argument("source", metavar="FOLDER", type=Path)
-    pack.add_argument("folder", metavar="OUT", type=Path)
-    pack.add_argument("--shard-size", type=_positive, default=512, help="samples in a shard")
-    index = _add(kinds, "index", _shards_index, "index the shards of a folder")
-    index.add_argument("folder", metavar="FOLDER", type=Path)
-    check = _add(kinds, "check", _shards_check, "read every sample of a folder's shards and report damage")
-    check.add_argument("folder", metavar="FOLDER", type=Path)
+    pack.add_argument("source", metavar="FOLDER", type=Path, help="files, each with a .txt, or a metadata.csv/.jsonl")
+    pack.add_argument("out", metavar="OUT", type=Path)
+    pack.add_argument("--caption-template", metavar="TEXT", help="for files without caption; {name} is the file's")
+    pack.add_argument("--shard-size", type=_positive, default=1000, help="samples in a shard (default 1000)")
+    pack.add_argument("--max-bad-fraction", type=_share, default=0.0, help="share that may fail to decode (default 0)")
+    index = _add(kinds, "index", _shards_index, "index shards: where each sample's bytes lie")
+    index.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
+    check = _add(kinds, "check", _shards_check, "read every sample and report what is wrong")
+    check.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
     encode = _add(kinds, "encode", _shards_encode, "write a recipe's encoder outputs as shards", overrides=True)
     encode.add_argument("recipe", metavar="RECIPE")
     encode.add_argument("--to", metavar="DIR", type=Path, required=True)
+    encode.add_argument("--batch-size", type=_positive, default=16)
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, as the (done, total) callback that the data room takes."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _shards_world(args: argparse.Namespace) -> None:
-    from mmtrain.data import shards
+    from mmtrain.data.shards import write_world
 
-    shards.write_world(
-        args.folder,
-        split=args.split,
-        count=args.count,
-        seed=args.seed,
-        captions_each=args.captions_each,
-        two_objects=args.two_objects,
-        shard_size=args.shard_size,
-        progress=sys.stderr.isatty(),
-    )
+    names = ("split", "count", "seed", "captions_each", "two_objects", "shard_size")
+    with _bar("clips") as progress:
+        folder = write_world(args.folder, **{name: vars(args)[name] for name in names}, progress=progress)
+    print(f"{folder}: {args.count} clips")
 
 
 def _shards_pack(args: argparse.Namespace) -> None:
-    from mmtrain.data import pack
+    from mmtrain.data.pack import pack
 
-    pack.pack(args.source, args.folder, shard_size=args.shard_size, progress=sys.stderr.isatty())
+    names = ("caption_template", "shard_size", "max_bad_fraction")
+    with _bar("files") as progress:
+        packed = pack(args.source, args.out, **{name: vars(args)[name] for name in names}, progress=progress)
+    print(packed.text())
 
 
 def _shards_index(args: argparse.Namespace) -> None:
-    from mmtrain.data import index
+    from mmtrain.data.index import Index
 
-    index.build(args.folder)
+    index = Index.of(args.shards)
+    print(f"{args.shards}: {len(index)} samples in {len(index.shards)} shards, fingerprint {index.fingerprint}")
 
 
 def _shards_check(args: argparse.Namespace) -> None:
-    from mmtrain.data import index
+    from mmtrain.data.check import check, readable
 
-    index.verify(args.folder)
+    with _bar("samples") as progress:
+        report = check(args.shards, progress=progress)
+    print(readable(report))
+    if not report["ok"]:
+        raise UserError(f"shards {args.shards}", "faults, listed above", "none", "mend or remove what is named")
 
 
 def _shards_encode(args: argparse.Namespace) -> None:
-    from mmtrain import config
-    from mmtrain.data import cache
+    from mmtrain.config import build, checked, compose
+    from mmtrain.data.cache import encode_shards
 
-    cache.encode(config.checked(config.compose(args.recipe, args.overrides)), args.to)
+    cfg = checked(compose(args.recipe, args.overrides))
+    source, backbone = build(cfg.dataset), build(cfg.backbone)
+    how = {"encode": backbone.encode, "encoder_id": backbone.encoder_id, "batch_size": args.batch_size}
+    with _bar("samples") as progress:
+        print(encode_shards(source, args.to, **how, progress=progress))
 
 
 # export, sample, evaluate, report -------------------------------------------------------------------------------------

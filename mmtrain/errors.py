@@ -1,5 +1,7 @@
 """The one error that a user sees. It holds no logic about any room of the house."""
 
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake that the user can mend: printed without a stack trace, exit status 2.
@@ -11,6 +13,9 @@ class UserError(Exception):
         self.where, self.came, self.wanted, self.fix = where, came, wanted, fix
         super().__init__(f"{where}: {came}; {wanted}; {fix.rstrip('.')}.")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.came, self.wanted, self.fix)  # whole, from a worker or another machine
+
 
 class UserErrors(UserError):
     """Several faults found in one pass, reported together (a config is checked whole)."""
@@ -18,3 +23,6 @@ class UserErrors(UserError):
     def __init__(self, errors: list[UserError]) -> None:
         self.errors = errors
         Exception.__init__(self, "\n".join(str(e) for e in errors))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors,)

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -79,7 +80,8 @@ class Run:
         config = resolved(cfg)
         run_id = identity(config, data)
         run = cls._of(cfg)
-        run.path = _new_folder(Path(folder), f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.name}-{run_id[:8]}")
+        word = re.sub(r"[^\w.-]+", "-", cfg.name).strip("-.") or "run"
+        run.path = _new_folder(Path(folder), f"{datetime.now():%Y%m%d-%H%M%S}-{word}-{run_id[:8]}")
         run.manifest = {
             "run_id": run_id,
             "name": cfg.name,
@@ -111,10 +113,9 @@ class Run:
             raise UserError(str(path), "no manifest.json", "a run's folder", "name one under runs/, or `latest`")
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
-            cfg = OmegaConf.create(manifest["config"])
+            run = cls._of(OmegaConf.create(manifest["config"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(str(file), f"unreadable ({error})", "a run's manifest", "choose another run") from error
-        run = cls._of(cfg)
         run.path, run.manifest = path, manifest
         return run
 

@@ -5,8 +5,8 @@ of its own; the root's schema is the constructor of ``mmtrain.run.Run``, which `
 target.
 """
 
-from mmtrain.config.node import build
 from mmtrain.config.faults import SUPPLIED, check, checked
+from mmtrain.config.node import build
 from mmtrain.config.recipe import compose, explain, recipes, shipped
 from mmtrain.config.target import ALLOWED, locate
 

@@ -4,6 +4,7 @@ What plain Hydra lets through and this closes: unknown keys at any depth, values
 arguments of every ``_target_``, targets outside the allowlist, values still missing.
 """
 
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from mmtrain.config.target import ALLOWED, REFUSED_KEYS, listing, locate, near, parameters, suggest
 from mmtrain.errors import UserError, UserErrors
 
-SUPPLIED: dict[str, tuple[str, ...]] = {"optim": ("params",), "logger.*": ("save_dir",)}
+ROOT = "mmtrain.run.Run"
+"""The constructor of a config's root, named in ``conf/config.yaml``."""
+
+SUPPLIED: dict[str, tuple[str, ...]] = {"logger.*": ("save_dir",)}
 """Arguments that mmtrain itself passes when it builds a node (``*`` stands for one name)."""
 
 
@@ -34,9 +38,9 @@ def check(
     """Every fault of a composed config, in the order of its keys; an empty list if it can be built."""
     faults: list[UserError] = []
     tree = _plain(cfg, "", faults)
-    if not isinstance(tree, dict) or "_target_" not in tree:
-        fix = "start from conf/config.yaml, whose _target_ is mmtrain.run.Run"
-        return [*faults, UserError("config", "no _target_ at the root", "a root that names its constructor", fix)]
+    if not isinstance(tree, dict) or tree.get("_target_") != ROOT:
+        came = repr(tree.get("_target_")) if isinstance(tree, dict) else type(tree).__name__
+        return [*faults, UserError("_target_", came, f"{ROOT}, as in conf/config.yaml", "leave the root's as it is")]
     return faults + _Checker(allow, supplied).node(tree, "")
 
 
@@ -104,7 +108,7 @@ class _Checker:
             faults.append(UserError(at, target, f"something that builds a {kind.__name__}", "name another target"))
         given = self._given(where)
         for key, value in _without_target(node).items():
-            faults += self._argument(key, value, _join(where, key), target, named, open_ended, given, node)
+            faults += self._argument(key, value, _join(where, key), target, named, open_ended, given)
         for name, parameter in named.items():
             if parameter.required and name not in node and name not in given:
                 wanted = f"{_type_name(parameter.annotation)}, which {target} requires"
@@ -120,7 +124,6 @@ class _Checker:
         named: Mapping[str, Any],
         open_ended: bool,
         given: Collection[str],
-        node: Mapping[Any, Any],
     ) -> list[UserError]:
         if key in REFUSED_KEYS:
             return [UserError(where, "a key of Hydra's instantiate", "plain arguments", "remove it")]
@@ -128,10 +131,9 @@ class _Checker:
             return [UserError(where, f"{value!r}", "nothing: mmtrain itself passes this one", "remove it")]
         if key in named:
             return self.value(value, named[key].annotation, where)
-        unused = [name for name in named if name not in node and name not in given]
-        if open_ended and near(str(key), unused) is None:
-            return self._free(value, where)
         takes = [name for name in named if name not in given]
+        if open_ended and near(str(key), takes, cutoff=0.82) is None:
+            return self._free(value, where)
         fix = suggest(str(key), takes, "remove it")
         return [UserError(where, "unknown key", f"{target} takes {listing(takes)}", fix)]
 
@@ -187,9 +189,7 @@ class _Checker:
         inner = arguments[1] if len(arguments) == 2 else Any
         return [fault for key, item in value.items() for fault in self.value(item, inner, _join(where, key))]
 
-    def _sequence(
-        self, value: Any, hint: Any, plain: type, arguments: Sequence[Any], where: str
-    ) -> list[UserError]:
+    def _sequence(self, value: Any, hint: Any, plain: type, arguments: Sequence[Any], where: str) -> list[UserError]:
         if isinstance(value, dict) and "_target_" in value:
             return self.node(value, where)
         if not isinstance(value, list):
@@ -206,7 +206,7 @@ class _Checker:
     def _object(self, value: Any, hint: Any, plain: type, where: str) -> list[UserError]:
         if isinstance(value, dict) and "_target_" in value:
             return self.node(value, where, None if plain is DictConfig else plain)
-        wanted = "a mapping with a _target_" if plain is DictConfig else f"a _target_ that builds a {_type_name(hint)}"
+        wanted = _type_name(hint) if plain is DictConfig else f"a _target_ that builds a {_type_name(hint)}"
         fix = f"choose a group's option, as in <group>@{where}=<option>"
         return [UserError(where, _shown(value), wanted, fix)]
 
@@ -232,7 +232,7 @@ def _is_text(value: Any) -> bool:
 _SCALARS: dict[type, Callable[[Any], bool]] = {
     bool: lambda value: isinstance(value, bool),
     int: _is_int,
-    float: lambda value: _is_int(value) or isinstance(value, float),
+    float: lambda value: _is_int(value) or (isinstance(value, float) and not math.isnan(value)),
     str: lambda value: isinstance(value, str),
     Path: _is_text,
     bytes: lambda value: isinstance(value, bytes),
@@ -261,6 +261,9 @@ def _wrong_choice(value: Any, choices: Sequence[Any], where: str) -> UserError:
 
 
 def _wrong_type(value: Any, hint: Any, where: str) -> UserError:
+    if isinstance(value, bool) and hint is str:
+        fix = "put it in quotes: YAML reads on, off, yes and no as true and false"
+        return UserError(where, _shown(value), "str", fix)
     return UserError(where, _shown(value), _type_name(hint), f"write {where}=<{_type_name(hint)}>")
 
 
@@ -280,6 +283,8 @@ def _type_name(hint: Any) -> str:
         return f"one of {listing(arguments)}"
     if hint is types.NoneType:
         return "null"
+    if hint is DictConfig:
+        return "a mapping with a _target_"
     if origin is not None:
         return str(hint).removeprefix("typing.")
     return hint.__name__ if isclass(hint) else str(hint).removeprefix("typing.")

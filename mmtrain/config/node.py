@@ -5,7 +5,7 @@ import typing
 from pathlib import Path
 from typing import Any, Union
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from mmtrain.config.target import locate, parameters
 
@@ -20,7 +20,7 @@ def build(node: DictConfig | dict[str, Any], **supplied: Any) -> Any:
     Raises:
         UserError: from the target itself, or if the target is outside the allowlist.
     """
-    tree = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
+    tree: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     assert isinstance(tree, dict), "only a node with a _target_ can be built"
     return _call(tree, supplied)
 

@@ -5,6 +5,7 @@ the repository's root, in an installed wheel inside the package.
 """
 
 import re
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,8 +34,7 @@ CONF = (_TREE if IN_TREE else PACKAGE) / "conf"
 RECIPES = (_TREE if IN_TREE else PACKAGE) / "recipes"
 BACKBONES = _TREE / "data" / "backbones" if IN_TREE else PACKAGE / "backbones"
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ConfigLoadError, yaml.YAMLError, UnicodeDecodeError)
-"""What Hydra, OmegaConf and YAML raise about what a user wrote."""
+_USERS = (HydraException, OmegaConfBaseException, ConfigLoadError, yaml.YAMLError, UnicodeDecodeError)
 
 
 def shipped(name: str) -> str:
@@ -115,7 +115,9 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra_compose("config", words)
-    except COMPOSE_ERRORS as error:
+    except Exception as error:
+        if not is_users(error):
+            raise
         raise explain(error) from error
 
 
@@ -142,11 +144,23 @@ def hydra_words(recipe: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _forced(word: str, menu: Sequence[str]) -> str:
-    key, equals, _ = word.partition("=")
+    key, equals, value = word.partition("=")
+    if key in menu and value == "null":
+        return f"~{key}"
     plain = equals and re.fullmatch(r"[A-Za-z_][\w.\[\]-]*", key)
     if not plain or key in menu or key == "recipes" or key.split(".")[0] == "hydra":
         return word
     return f"++{word}"
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether the composing libraries complain about what a user wrote, and not about a bug of ours.
+
+    Hydra asserts, and raises ValueError and others, over damaged words too: what it raises from inside is its own.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    home = str(frames[-1].f_globals.get("__name__", "")).split(".")[0] if frames else ""
+    return isinstance(error, _USERS) or home in ("hydra", "omegaconf", "yaml")
 
 
 def explain(error: BaseException) -> UserError:
@@ -164,6 +178,9 @@ def explain(error: BaseException) -> UserError:
     if many:
         came, fix = f"several values, {many.group(2)}", "add -m to run them all, or write [a,b] for a list"
         return UserError(many.group(1), came, "one value", fix)
+    swept = re.search(r"Sweep parameters '\+*([^=']+)=([^']*)' requires --multirun", text)
+    if swept:
+        return UserError(swept.group(1), swept.group(2), "one value", "add -m to run them all")
     override = re.search(r"Could not (?:override|append|delete)[^'\"]*'([^']+)'", text)
     if override:
         return _no_key(override.group(1), text)
@@ -171,9 +188,10 @@ def explain(error: BaseException) -> UserError:
         mark: Any = getattr(error, "problem_mark", None)
         where = f"{mark.name}:{mark.line + 1}" if mark else "config"
         return UserError(where, str(getattr(error, "problem", None) or text), "YAML", "mend the file")
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    came = _first(str(cause or error)) or type(error).__name__
-    return UserError("config", came, "a config that composes", "correct the line that it names")
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    where = str(cause.full_key or "config") if isinstance(cause, OmegaConfBaseException) else "config"
+    came = _first(str(cause)) or type(error).__name__
+    return UserError(where, came, "a config that composes", "correct the key or line that it names")
 
 
 def _no_option(missing: str, options: list[str]) -> UserError:

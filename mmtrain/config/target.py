@@ -17,8 +17,8 @@ from typing import Any
 
 from mmtrain.errors import UserError
 
-ALLOWED: tuple[str, ...] = ("mmtrain.", "pytorch_lightning.Trainer", "pytorch_lightning.loggers.", "torch.optim.")
-"""Prefixes of the targets that a config may name. An entry that ends in a dot allows what lies beneath it."""
+ALLOWED: tuple[str, ...] = ("mmtrain.", "pytorch_lightning.loggers.")
+"""The targets that a config may name: an entry that ends in a dot allows what lies beneath it."""
 
 REFUSED_KEYS = ("_partial_", "_args_", "_recursive_", "_convert_")
 """Keys of Hydra's own ``instantiate`` that would slip past a check of signatures."""
@@ -32,10 +32,10 @@ class Parameter:
     required: bool
 
 
-def near(word: str, words: Iterable[str]) -> str | None:
-    """The one of ``words`` that ``word`` was most likely meant to be."""
+def near(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of ``words`` that ``word`` was most likely meant to be, if any is as alike as ``cutoff``."""
     lowered = {str(w).lower(): str(w) for w in words}
-    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=cutoff)
     return lowered[found[0]] if found else None
 
 
@@ -69,7 +69,9 @@ def locate(target: str, where: str = "_target_", allow: Sequence[str] = ALLOWED)
     public = [n for n in vars(module) if not n.startswith("_") and _at_home(getattr(module, n), home)]
     if name not in public:
         fix = suggest(name, public, "correct the name")
-        raise UserError(where, f"{module_name} has no {name}", f"one of {listing(public)}", fix)
+        raise UserError(
+            where, f"{module_name} has no {name}", f"one of {listing(public)}" if public else "a class or function", fix
+        )
     found: Callable[..., Any] = getattr(module, name)
     return found
 

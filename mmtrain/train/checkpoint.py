@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmtrain.adapter.full import load_weights
-from mmtrain.errors import UserError
+from mmtrain.artifact import checkpoints, trained
 from mmtrain.train.module import TrainModule
 
 
@@ -35,32 +35,9 @@ def save(module: TrainModule, folder: Path, run_id: str, keep: int) -> Path:
         shutil.rmtree(target)
     os.replace(staging, target)
     _sync_folder(folder)
-    for old in whole(folder)[:-keep]:
+    for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
-
-
-def whole(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
-
-
-def newest(folder: Path) -> Path:
-    """The newest checkpoint.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = whole(folder)
-    if not found:
-        raise UserError(str(folder), "no checkpoint", "a run that has saved one", "train it first")
-    return found[-1]
-
-
-def weights(checkpoint: Path, average: bool) -> dict[str, Tensor]:
-    """What trained, by ``<adapter>/<weight>``; its moving average where asked and kept."""
-    name = "ema" if average and (checkpoint / "ema.safetensors").is_file() else "weights"
-    return load_file(checkpoint / f"{name}.safetensors")
 
 
 def state(checkpoint: Path) -> dict[str, Any]:
@@ -69,7 +46,7 @@ def state(checkpoint: Path) -> dict[str, Any]:
 
 def restore(module: TrainModule, checkpoint: Path) -> None:
     """Fill module, moving average and optimizer; strict. ``module.done`` becomes the checkpoint's step."""
-    load_weights(module.weights, weights(checkpoint, average=False), str(checkpoint))
+    load_weights(module.weights, trained(checkpoint, average=False), str(checkpoint))
     if module.average is not None:
         for name, tensor in load_file(checkpoint / "ema.safetensors").items():
             module.average[name].copy_(tensor)

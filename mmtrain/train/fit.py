@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from mmtrain import config
+from mmtrain import artifact, config
 from mmtrain.data.cache import encode_shards
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
@@ -78,35 +78,25 @@ def fit(cfg: DictConfig, *, resume: Path | None = None) -> Path:
     torch.set_num_threads(1 if schedule.threads == "auto" else schedule.threads)
     pixels: Source = config.build(cfg.dataset)
     say.print(f"[bold]{cfg.name}[/]: {len(pixels)} samples in {cfg.dataset.shards}")
-    torch.manual_seed(cfg.seed)  # fresh weights only: no draw of training reads a global generator
-    backbone, adapters, objective, optim = assemble(cfg)
+    backbone, adapters = artifact.assemble(cfg)
     run = _run(cfg, pixels, backbone, resume)
     source = _cached(cfg, pixels, backbone, schedule, say)
     module = TrainModule(
         backbone=backbone,
         adapters=adapters,
-        objective=objective,
-        optim=optim,
+        objective=config.build(cfg.objective),
+        optim=config.build(cfg.optim),
         seed=cfg.seed,
         steps=schedule.steps,
         ema=schedule.ema,
     )
     if resume is not None:
-        checkpoint.restore(module, checkpoint.newest(run.path / "checkpoints"))
+        checkpoint.restore(module, artifact.newest(run.path / "checkpoints"))
         say.print(f"resumed at step {module.done}")
     if module.done < schedule.steps:
         _train(cfg, schedule, module, source, run, say)
     say.print(f"run: {run.path}")
     return run.path
-
-
-def assemble(cfg: DictConfig) -> tuple[Any, dict[str, Any], Any, Any]:
-    """Backbone with its adapters attached, objective and optimizer settings."""
-    backbone = config.build(cfg.backbone)
-    adapters = {str(name): config.build(node) for name, node in cfg.adapters.items()}
-    for adapter in adapters.values():
-        adapter.attach(backbone)
-    return backbone, adapters, config.build(cfg.objective), config.build(cfg.optim)
 
 
 def _run(cfg: DictConfig, source: Source, backbone: Any, resume: Path | None) -> Run:

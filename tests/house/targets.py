@@ -1,5 +1,6 @@
-"""Tiny constructors for the config tests. They build nothing real."""
+"""Tiny constructors for the tests of config and command line. They build nothing real."""
 
+import os  # noqa: F401  (a config must not reach it through this module)
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,14 +10,14 @@ class Source:
         self.shards, self.num_frames, self.size, self.window = shards, num_frames, size, window
 
 
-class Backbone:
-    def __init__(self, *, path: Path, channels: tuple[int, ...], pooler: "Pooler | None" = None) -> None:
-        self.path, self.channels, self.pooler = path, channels, pooler
-
-
 class Pooler:
     def __init__(self, *, kind: Literal["mean", "first"]) -> None:
         self.kind = kind
+
+
+class Backbone:
+    def __init__(self, *, path: Path, channels: tuple[int, ...], pooler: Pooler | None = None) -> None:
+        self.path, self.channels, self.pooler = path, channels, pooler
 
 
 class Lora:
@@ -29,10 +30,10 @@ class Objective:
         self.weights = weights
 
 
-class Trainer:
-    def __init__(self, *, max_steps: int, accelerator: str = "cpu", deterministic: bool = True) -> None:
-        self.max_steps, self.accelerator, self.deterministic = max_steps, accelerator, deterministic
+class AdamW:
+    def __init__(self, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), **others: Any) -> None:
+        self.lr, self.betas, self.others = lr, betas, others
 
 
-def adamw(params: Any, *, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> dict[str, Any]:
-    return {"params": params, "lr": lr, "betas": betas}
+def fit(*, steps: int, threads: int | Literal["auto"] = "auto", deterministic: bool = True) -> dict[str, Any]:
+    return {"steps": steps, "threads": threads, "deterministic": deterministic}

@@ -1,0 +1,47 @@
+# Every target makes .venv and installs what it needs, once (the stamp says so). `make` alone lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+STAMP = $(VENV)/.installed
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test lint backbones bench clean
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mmtrain: $(PYTHON) is older than 3.11; set PYTHON=<a newer one>" >&2; exit 2; }
+	@test -x $(PY) || { echo "mmtrain: making $(VENV)" && $(PYTHON) -m venv $(VENV); }
+	@echo "mmtrain: installing torch, then the rest of constraints.txt (two minutes or so)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## train an adapter on the shipped backbones, sample, evaluate, print the table
+	@env -u OMP_NUM_THREADS $(PY) -m mmtrain demo
+
+test: lint ## lint, then every test
+	@$(PY) -m pytest -n $(WORKERS)
+
+lint: $(STAMP) ## ruff, mypy and the rule that imports go down only
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check . || { $(VENV)/bin/ruff format --diff --quiet .; exit 1; }
+	@$(VENV)/bin/mypy --no-error-summary
+	@$(VENV)/bin/lint-imports --no-cache > $(VENV)/lint-imports.txt 2>&1 || { cat $(VENV)/lint-imports.txt; exit 1; }
+
+backbones: $(STAMP) ## train the shipped tiny backbones again (hours)
+	@set -e; for name in clip codec sd svd; do \
+		$(PY) -m mmtrain train pretrain_$$name; \
+		$(PY) -m mmtrain export latest --to data/backbones/$$name --dtype fp16; \
+	done
+
+bench: $(STAMP) ## seconds per step, samples per second
+	@$(PY) -m mmtrain bench
+
+clean: ## remove builds and caches; never runs, exports, samples or data
+	@rm -rf build dist
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

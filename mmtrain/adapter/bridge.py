@@ -1,0 +1,71 @@
+"""The bridge: text features to the conditioning tokens of an image-to-video model.
+
+tokens = base + W_out·MLP(attention of learned queries over the text's tokens), with W_out = 0 at the start. The base is
+the text tower's own embedding, which shares the image's space: the untrained baseline that a bridge must beat.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmtrain.adapter.full import load_weights
+from mmtrain.errors import UserError
+
+
+class Bridge(nn.Module):
+    """Learned queries read a text and write conditioning tokens.
+
+    Args:
+        tokens: conditioning tokens it emits. With one, a cross-attention's q and k have no effect (softmax over one).
+        width: of the bridge's inner layers.
+        heads: attention heads; divides ``width``.
+    """
+
+    def __init__(self, *, tokens: int, width: int, heads: int) -> None:
+        super().__init__()
+        if tokens < 1 or width % heads:
+            raise UserError(
+                "adapter bridge", f"tokens {tokens}, width {width}, heads {heads}", "heads that divide width", "correct it"
+            )
+        self.tokens, self.width, self.heads = tokens, width, heads
+
+    def attach(self, backbone: Any) -> None:
+        """Read the widths from the models and become the backbone's way from text to conditioning."""
+        if backbone.text is None:
+            raise UserError("adapter bridge", "a backbone without a text tower", "backbone.text_path", "give its path")
+        into, out = backbone.text.width, backbone.conditioning_width
+        self.shared = backbone.text.shared_width == out
+        self.queries = nn.Parameter(torch.randn(self.tokens, self.width) * 0.5)
+        self.keys = nn.Linear(into, self.width)
+        self.values = nn.Linear(into, self.width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(self.width), nn.Linear(self.width, 4 * self.width), nn.GELU(), nn.Linear(4 * self.width, self.width)
+        )
+        self.out = nn.Linear(self.width, out)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.conditioning_width = out
+        backbone.bridge = self
+
+    def forward(self, text: Any) -> Tensor:
+        """Text features (tokens ``[b l d]``, mask ``[b l]``, embeds ``[b d']``) → conditioning tokens ``[b n d'']``.
+
+        Where the text tower's shared space has another width than the conditioning, the base is zeros.
+        """
+        b = len(text.tokens)
+        q = self.queries.expand(b, -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (f(text.tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.keys, self.values))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=text.mask[:, None, None, :])
+        mixed = mixed.transpose(1, 2).flatten(2)
+        delta = self.out(mixed + self.mlp(mixed))
+        if not self.shared:
+            return delta
+        return text.embeds[:, None] + delta
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        """Fill what trains; strict."""
+        load_weights(self.named_weights(), weights, "adapter bridge")

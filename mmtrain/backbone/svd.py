@@ -1,0 +1,275 @@
+"""Stable Video Diffusion (Blattmann et al. 2023): image to video, EDM's continuous noise levels.
+
+What the published model does, read from its pipeline: the first frame conditions twice, as one CLIP token in every
+cross-attention and as unscaled latents beside each noisy frame; fps − 1, motion bucket and noise augmentation enter as
+numbers. A `Bridge` adapter puts text in the place of the image token.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from mmtrain.adapter.lora import merged
+from mmtrain.backbone.codec import encode_clip
+from mmtrain.backbone.text import TextTower
+from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
+from mmtrain.rng import Rng, key
+
+FPS, MOTION_BUCKET, NOISE_AUG = 7, 127, 0.02  # the pipeline's own defaults
+CLIP_SIDE = 224  # pixels; fixed in the pipeline
+CLIP_PARTS = ("vision_model.", "text_model.", "logit_scale", "visual_projection", "text_projection")
+
+
+class StableVideoDiffusion(nn.Module):
+    """Stable Video Diffusion by hub id or local folder, frozen on arrival.
+
+    Args:
+        path: pipeline folder with ``unet vae image_encoder feature_extractor scheduler``.
+        text_path: CLIP whose text tower shares the image encoder's space, for adapters that bring text; None without.
+        revision: git revision of a hub id.
+        sigma_mean, sigma_std: of the log-normal draw of noise levels in training (0.7 and 1.6 in the paper).
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        text_path: str | None = None,
+        revision: str | None = None,
+        sigma_mean: float = 0.7,
+        sigma_std: float = 1.6,
+    ) -> None:
+        super().__init__()
+        self._hold(
+            unet=load(UNetSpatioTemporalConditionModel, path, "unet", revision),
+            vae=load(AutoencoderKLTemporalDecoder, path, "vae", revision),
+            image_encoder=load(CLIPVisionModelWithProjection, path, "image_encoder", revision),
+            processor=CLIPImageProcessorPil.from_pretrained(path, subfolder="feature_extractor", revision=revision),
+            scheduler=EulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler", revision=revision),
+            path=path,
+            sigma=(sigma_mean, sigma_std),
+        )
+        if text_path is not None:
+            self.text = text_tower(text_path)
+
+    def _hold(
+        self,
+        *,
+        unet: Any,
+        vae: Any,
+        image_encoder: Any,
+        processor: Any,
+        scheduler: Any,
+        path: str,
+        sigma: tuple[float, float],
+    ) -> None:
+        self.unet, self.vae, self.image_encoder = unet, vae, image_encoder
+        self.processor, self.scheduler, self.path, self.sigma = processor, scheduler, path, sigma
+        self.text: TextTower | None = None
+        self.bridge: nn.Module | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        return self.unet
+
+    @property
+    def conditioning_width(self) -> int:
+        """Width of a cross-attention token."""
+        return int(self.unet.config.cross_attention_dim)
+
+    @property
+    def base(self) -> dict[str, str]:
+        return {"path": self.path, "digest": digest(self.unet, self.vae, self.image_encoder)}
+
+    @property
+    def encoder_id(self) -> str:
+        return digest(self.vae.encoder, self.vae.quant_conv, self.image_encoder)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> dict[str, Tensor]:
+        """What is frozen of a clip ``[b t c h w]``: ``latents`` and ``latents_std`` ``[b t c h w]``, unscaled;
+        ``image_latents [b c h w]`` of the noise-augmented first frame; ``image_embeds [b d]`` of the first frame and
+        ``video_embeds [b d]``, the mean over first, middle and last."""
+        shown = frames[:, [0, frames.shape[1] // 2, -1]]
+        embeds = self.embed(shown.flatten(0, 1)).unflatten(0, shown.shape[:2])
+        first = frames[:, 0]
+        seeds = (torch.Generator().manual_seed(key(f.cpu().numpy().tobytes().hex())) for f in first)
+        noise = torch.stack([torch.randn(first.shape[1:], generator=g) for g in seeds]).to(first.device)
+        image_latents = self.vae.encode(first + NOISE_AUG * noise).latent_dist.mode()
+        return {
+            **encode_clip(self.vae, frames),
+            "image_latents": image_latents,
+            "image_embeds": embeds[:, 0],
+            "video_embeds": embeds.mean(1),
+        }
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """CLIP embeddings ``[b d]`` of images ``[b c h w]`` in [-1, 1], prepared as the pipeline prepares them."""
+        resized = _resize_with_antialiasing(images, (CLIP_SIDE, CLIP_SIDE)) / 2 + 0.5
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in self._normalisation())
+        return self.image_encoder((resized - mean) / std).image_embeds
+
+    def _normalisation(self) -> tuple[list[float], list[float]]:
+        return self.processor.image_mean, self.processor.image_std
+
+    def draw_latents(self, encoded: dict[str, Tensor], rng: Rng) -> Tensor:
+        """Latents ``[b t c h w]`` drawn from the posterior, scaled."""
+        mean = encoded["latents"]
+        noise = rng.normal("posterior", mean.shape[1:]).to(mean.device)
+        return (mean + encoded["latents_std"] * noise) * self.vae.config.scaling_factor
+
+    def condition(
+        self, encoded: dict[str, Tensor], captions: Sequence[str], *, drop_text: Tensor, drop_image: Tensor
+    ) -> dict[str, Tensor]:
+        """Cross-attention tokens ``[b n d]`` and the first frame's latents ``[b c h w]``.
+
+        With a bridge the tokens come from the captions, a dropped one being empty; without, they are the image's
+        embedding, and zeros where dropped. Dropped image latents are zeros.
+        """
+        image_latents = encoded["image_latents"]
+        keep_image = (~drop_image).to(image_latents).view(-1, 1, 1, 1)
+        if self.bridge is not None:
+            kept = ["" if drop else caption for caption, drop in zip(captions, drop_text.tolist(), strict=True)]
+            tokens = self.text_tokens(kept)
+        else:
+            tokens = encoded["image_embeds"][:, None] * (~drop_text).to(image_latents).view(-1, 1, 1)
+        return {"tokens": tokens, "image_latents": image_latents * keep_image}
+
+    def text_tokens(self, captions: Sequence[str]) -> Tensor:
+        """Conditioning tokens ``[b n d]`` of captions: the bridge's, or the text tower's own embedding without one.
+
+        Raises:
+            UserError: no text tower was given.
+        """
+        from mmtrain.errors import UserError
+
+        if self.text is None:
+            raise UserError("backbone.text_path", "null", "the CLIP whose text tower reads the prompts", "give its path")
+        text = self.text(captions)
+        return text.embeds[:, None] if self.bridge is None else self.bridge(text)
+
+    def alignment(self, condition: dict[str, Tensor], encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What a contrastive term compares, ``[b d]`` each: the conditioning's mean token, the clip's embedding."""
+        return condition["tokens"].mean(1), encoded["video_embeds"]
+
+    def draw_level(self, rng: Rng) -> Tensor:
+        """Noise levels σ ``[b]``, log-normal (Karras et al. 2022, section 5)."""
+        mean, deviation = self.sigma
+        return (mean + deviation * rng.normal("sigma", ())).exp()
+
+    def noise(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        return latents + noise * _wide(level, latents)
+
+    def predict(self, noisy: Tensor, level: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """Denoised latents ``[b t c h w]``.
+
+        D(x; σ) = x / (σ² + 1) − σ / √(σ² + 1) · F(x / √(σ² + 1), ¼ ln σ): EDM's preconditioning with σ_data = 1, which
+        is v prediction.
+        """
+        sigma = _wide(level, noisy)
+        scaled = noisy / (sigma**2 + 1).sqrt()
+        frames = noisy.shape[1]
+        image = condition["image_latents"][:, None].expand(-1, frames, -1, -1, -1)
+        facts = torch.tensor([FPS - 1, MOTION_BUCKET, NOISE_AUG], device=noisy.device).expand(len(noisy), 3)
+        output = self.unet(
+            torch.cat([scaled, image], 2), 0.25 * level.log(), condition["tokens"], added_time_ids=facts
+        ).sample
+        return noisy / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
+
+    def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        return latents
+
+    def weight(self, level: Tensor) -> Tensor:
+        """λ(σ) = (σ² + 1) / σ²: equal weight on the network's own output at every level."""
+        return (level**2 + 1) / level**2
+
+    def pipeline(self) -> StableVideoDiffusionPipeline:
+        """The vanilla pipeline around these very modules."""
+        return StableVideoDiffusionPipeline(**self.parts())
+
+    def parts(self) -> dict[str, Any]:
+        """The modules of the pipeline, by the names of its folder."""
+        return {
+            "vae": self.vae,
+            "image_encoder": self.image_encoder,
+            "unet": self.unet,
+            "scheduler": EulerDiscreteScheduler.from_config(self.scheduler.config),
+            "feature_extractor": self.processor,
+        }
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """A pipeline folder for `StableVideoDiffusionPipeline.from_pretrained`, adapters of the network merged."""
+        parts = self.parts()
+        parts["unet"] = merged(self.unet).to(dtype)
+        for name in ("vae", "image_encoder"):
+            parts[name] = copy_as(parts[name], dtype)
+        StableVideoDiffusionPipeline(**parts).save_pretrained(folder)
+        write_manifest(folder)
+
+
+def _wide(level: Tensor, like: Tensor) -> Tensor:
+    return level.view(-1, *[1] * (like.ndim - 1)).to(like)
+
+
+def text_tower(path: str) -> TextTower:
+    """The frozen text tower of a CLIP folder or hub id."""
+    unused = tuple(part for part in CLIP_PARTS if not part.startswith("text_"))
+    model = load(CLIPTextModelWithProjection, path, unused=unused)
+    return TextTower(tokenizer=CLIPTokenizer.from_pretrained(path), model=model)
+
+
+def fresh(
+    *,
+    unet: dict[str, Any],
+    scheduler: dict[str, Any],
+    codec: str,
+    clip: str,
+    num_frames: int,
+    sigma_mean: float = 0.7,
+    sigma_std: float = 1.6,
+) -> StableVideoDiffusion:
+    """An untrained Stable Video Diffusion on a given video codec and CLIP.
+
+    Args:
+        unet: arguments of `UNetSpatioTemporalConditionModel`; channels and token width are read from codec and CLIP.
+        scheduler: arguments of `EulerDiscreteScheduler`.
+        codec: folder of an `AutoencoderKLTemporalDecoder`.
+        clip: folder of a CLIP model.
+        num_frames: of a clip.
+        sigma_mean, sigma_std: as for `StableVideoDiffusion`.
+    """
+    vae = load(AutoencoderKLTemporalDecoder, codec)
+    unused = tuple(part for part in CLIP_PARTS if not part.startswith("vis"))
+    image_encoder = load(CLIPVisionModelWithProjection, clip, unused=unused)
+    network = UNetSpatioTemporalConditionModel(
+        **unet,
+        in_channels=2 * vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        cross_attention_dim=image_encoder.config.projection_dim,
+        projection_class_embeddings_input_dim=3 * unet["addition_time_embed_dim"],
+        num_frames=num_frames,
+    )
+    model = StableVideoDiffusion.__new__(StableVideoDiffusion)
+    nn.Module.__init__(model)
+    model._hold(
+        unet=freeze(network),
+        vae=vae,
+        image_encoder=image_encoder,
+        processor=CLIPImageProcessorPil.from_pretrained(clip),
+        scheduler=EulerDiscreteScheduler(**scheduler),
+        path="fresh",
+        sigma=(sigma_mean, sigma_std),
+    )
+    return model
