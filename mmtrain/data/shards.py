@@ -122,7 +122,7 @@ def write_world(
     shard_size: int = 500,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Writes ``count`` clips of the procedural world, with captions (.txt) and the facts (.json), and returns the folder.
+    """Writes ``count`` clips of the procedural world with captions (.txt) and facts (.json); returns the folder.
 
     Args:
         split: ``train``, ``heldout`` (combinations that training never holds) or ``clutter`` (crowded single frames
