@@ -225,12 +225,13 @@ def test_another_layout_is_refused(frames: np.ndarray) -> None:
 def test_patches_everywhere_fulfil_nothing_by_chance() -> None:
     rng = world.rng_of("patches")
     frames = np.full((world.NUM_FRAMES, world.SIDE, world.SIDE, 3), world.BACKGROUNDS["grey"], np.uint8)
-    names = list(world.COLOURS)
     for frame in frames:
         for y in range(2, 60, 12):
             for x in range(2, 60, 12):
-                tall, wide = rng.integers(3, 10, 2)
-                frame[y : y + tall, x : x + wide] = world.COLOURS[names[int(rng.integers(6))]]
+                tall, wide, down, along = rng.integers(4, 10, 4)
+                frame[y + down - 4 : y + down + tall - 4, x + along - 4 : x + along + wide - 4] = rng.integers(
+                    0, 256, 3
+                )
     reading = read(frames)
     results = [fulfilment(reading, s.truth()) for s in scenes(100)]
     assert share([r["shape"] for r in results]) <= 0.25, "one guess in four shapes"
