@@ -1,0 +1,197 @@
+"""The proof of an export: the libraries that will use it open what was written, and give what the trained model gives.
+
+Two comparisons for every folder: each weight, bit for bit, and what comes out of two steps at a fixed seed. Writes
+nothing into the export; the other side of the proof, in a process without mmtrain, is `vanilla.py`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmtrain import artifact
+from mmtrain.adapter.lora import merged
+from mmtrain.backbone.clip import CLIP, prepare
+from mmtrain.backbone.codec import KLCodec
+from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.svd import StableVideoDiffusion
+from mmtrain.backbone.weights import copy_as, digest
+from mmtrain.errors import UserError
+from mmtrain.sample.generate import VideoSampler, evaluating, images
+
+SCRIPT = Path(__file__).with_name("vanilla.py")
+SEED, STEPS, FRAMES, SIDE = 0, 2, 2, 64
+PROMPT = "a"
+LEVELS = {torch.float32: 1.0, torch.float16: 16.0}
+"""How far apart pixels may be, of 255: none usually are in float32; rounding weights to float16 moves some."""
+
+
+@dataclass
+class Case:
+    """What the vanilla library is asked, and what the trained model answers.
+
+    Attributes:
+        ask: for `vanilla.py`: ``kind`` and its arguments.
+        given: its input.
+        wanted: its output, computed here.
+        parts: the modules it opens, as they should have been written.
+        unit: what one level of 255 is in the output.
+    """
+
+    ask: dict[str, Any]
+    wanted: np.ndarray
+    parts: dict[str, nn.Module]
+    given: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    unit: float = 1.0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far a proved export is from the model that was trained, in levels of 255: the mean and the largest."""
+
+    mean: float
+    most: float
+
+
+def prove(backbone: Any, folder: Path, dtype: torch.dtype) -> Proof:
+    """Open an exported folder in a clean process, and compare it with the trained model.
+
+    Args:
+        backbone: the trained model, adapters attached.
+        folder: what `backbone.save` wrote.
+        dtype: of the weights in the folder.
+
+    Raises:
+        UserError: it does not open, a weight differs, or what comes out does.
+    """
+    case = CASES[type(backbone)](backbone)
+    got, digests = _vanilla(case, folder)
+    wrong = [name for name, part in case.parts.items() if digest(copy_as(part, dtype)) != digests.get(name)]
+    if wrong:
+        raise _refused(folder, f"weights of {', '.join(wrong)} are not those that were trained")
+    if got.shape != case.wanted.shape:
+        raise _refused(folder, f"it gives {got.shape} where {case.wanted.shape} was trained")
+    apart = np.abs(got.astype(np.float64) - case.wanted.astype(np.float64)) / case.unit
+    proof = Proof(mean=float(apart.mean()), most=float(apart.max()))
+    if not proof.most <= LEVELS[dtype]:  # so that NaN is refused too
+        raise _refused(folder, f"what it gives is {proof.most:.3g} levels of 255 away from the trained model")
+    return proof
+
+
+def prove_artifact(backbone: Any, folder: Path) -> None:
+    """Load the artifact as `mmtrain sample` does, and compare what it gives with the trained model, bit for bit.
+
+    Raises:
+        UserError: it does not load, or gives something else.
+    """
+    reloaded, _, _ = artifact.load(folder)
+    answers = [_answer(model) for model in (backbone, reloaded)]
+    if not np.array_equal(*answers):
+        raise _refused(folder, "the artifact, loaded again, gives something else than the trained model")
+
+
+def _answer(backbone: Any) -> np.ndarray:
+    if isinstance(backbone, StableVideoDiffusion) and backbone.text is not None:
+        sampler = VideoSampler(backbone=backbone)
+        return sampler.video(prompts=[PROMPT], **_small(sampler.multiple), num_frames=FRAMES, seeds=[SEED])
+    return CASES[type(backbone)](backbone).wanted
+
+
+def _small(multiple: int) -> dict[str, int]:
+    side = max(SIDE // multiple, 1) * multiple
+    return {"height": side, "width": side, "num_inference_steps": STEPS}
+
+
+def _picture(side: int) -> np.ndarray:
+    """A picture with every kind of edge, uint8 ``[h w c]``, the same on every machine."""
+    y, x = np.mgrid[0:side, 0:side]
+    return np.stack([x * 255 // side, y * 255 // side, (x // 8 + y // 8) % 2 * 255], -1).astype(np.uint8)
+
+
+# what each family is asked --------------------------------------------------------------------------------------------
+
+
+def _video(backbone: StableVideoDiffusion) -> Case:
+    sampler = VideoSampler(backbone=backbone)
+    call = {**_small(sampler.multiple), "num_frames": FRAMES}
+    given = _picture(call["height"])
+    wanted = sampler.video(images=given[None], **call, seeds=[SEED])[0]
+    parts = {"unet": sampler.pipeline.unet, "vae": backbone.vae, "image_encoder": backbone.image_encoder}
+    return Case({"kind": "video", "call": call}, wanted, parts, given)
+
+
+def _image(backbone: StableDiffusion) -> Case:
+    call = {**_small(8), "guidance_scale": 3.0}
+    wanted = images(backbone=backbone, prompts=[PROMPT], **call, seeds=[SEED])  # type: ignore[arg-type]
+    parts = {"unet": merged(backbone.unet), "vae": backbone.vae, "text_encoder": backbone.text_encoder}
+    return Case({"kind": "image", "call": call, "prompt": PROMPT}, wanted, parts)
+
+
+def _clip(backbone: CLIP) -> Case:
+    pixels = prepare(_pixels(1), backbone.model.config.vision_config.image_size, backbone.processor)
+    with torch.no_grad(), evaluating(backbone):
+        text, image = backbone.embed_text([PROMPT]), backbone.embed_images(_pixels(1))
+    wanted = nn.functional.normalize(torch.cat([text, image]), dim=-1).numpy()
+    return Case({"kind": "clip", "prompt": PROMPT}, wanted, {"model": backbone.model}, pixels.numpy(), unit=1 / 255)
+
+
+def _codec(backbone: KLCodec) -> Case:
+    frames = _pixels(FRAMES)
+    with torch.no_grad(), evaluating(backbone):
+        latents = backbone.model.encode(frames).latent_dist.mode()
+        more = {"num_frames": FRAMES} if backbone.temporal else {}
+        wanted = backbone.model.decode(latents, **more).sample.numpy()
+    ask = {"kind": "codec", "class": type(backbone.model).__name__}
+    return Case(ask, wanted, {"model": backbone.model}, frames.numpy(), unit=2 / 255)
+
+
+def _pixels(count: int) -> Tensor:
+    """Pictures float32 ``[b c h w]`` in [-1, 1]."""
+    picture = torch.from_numpy(_picture(SIDE)).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.stack([picture.roll(8 * i, -1) for i in range(count)])
+
+
+CASES: dict[type, Callable[[Any], Case]] = {
+    StableVideoDiffusion: _video,
+    StableDiffusion: _image,
+    CLIP: _clip,
+    KLCodec: _codec,
+}
+
+
+# the other process ----------------------------------------------------------------------------------------------------
+
+
+def _vanilla(case: Case, folder: Path) -> tuple[np.ndarray, dict[str, str]]:
+    with tempfile.TemporaryDirectory() as room:
+        place = Path(room)
+        ask = {**case.ask, "folder": str(folder.resolve()), "seed": SEED, "threads": torch.get_num_threads()}
+        (place / "ask.json").write_text(json.dumps(ask))
+        np.save(place / "input.npy", case.given)
+        done = _run(place)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise _refused(folder, f"it does not run there ({said[-1] if said else f'status {done.returncode}'})")
+        output = np.load(place / "output.npy", allow_pickle=False)
+        return output, json.loads((place / "digests.json").read_text())
+
+
+def _run(place: Path) -> subprocess.CompletedProcess[str]:
+    """-P: the script's own folder, which holds a `diffusers.py`, stays out of the path."""
+    quiet = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error"}
+    words = [sys.executable, "-P", str(SCRIPT), str(place)]
+    return subprocess.run(words, cwd=place, env={**os.environ, **quiet}, capture_output=True, text=True)
+
+
+def _refused(folder: Path, came: str) -> UserError:
+    wanted = "an export that the libraries open and that gives what was trained"
+    return UserError(f"export {folder.name}", came, wanted, "nothing was kept; report this as a bug of mmtrain")

@@ -1,0 +1,89 @@
+"""Opens an exported folder as anyone would, with diffusers or transformers and nothing of mmtrain, and runs it.
+
+A script of its own: `prove.py` starts it in a clean process, as ``python -P vanilla.py FOLDER``. The folder holds
+``ask.json`` (what to open, what to run) and ``input.npy``; it gets ``output.npy`` and ``digests.json``.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+Answer = tuple[np.ndarray, dict[str, Any]]
+"""What came out, and the modules that made it by name."""
+
+
+def video(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """Image → video; ``given`` uint8 ``[h w c]``, frames uint8 ``[t h w c]``."""
+    pipeline = diffusers.StableVideoDiffusionPipeline.from_pretrained(ask["folder"])
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(ask["seed"])
+    frames = pipeline(Image.fromarray(given), **ask["call"], generator=generator, output_type="pil").frames[0]
+    parts = {"unet": pipeline.unet, "vae": pipeline.vae, "image_encoder": pipeline.image_encoder}
+    return np.stack([np.asarray(frame) for frame in frames]), parts
+
+
+def image(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """Text → image; an image uint8 ``[1 h w c]``."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(ask["folder"])
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(ask["seed"])
+    images = pipeline(ask["prompt"], **ask["call"], generator=generator, output_type="pil").images
+    parts = {"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
+    return np.stack([np.asarray(image) for image in images]), parts
+
+
+def clip(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """Text and pixels → embeddings of unit length, float32 ``[2 d]``; ``given`` float32 ``[1 c h w]``, prepared."""
+    model = transformers.CLIPModel.from_pretrained(ask["folder"])
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(ask["folder"])
+    ids = tokenizer([ask["prompt"]], padding="max_length", return_tensors="pt").input_ids
+    output = model.eval()(input_ids=ids, pixel_values=torch.from_numpy(given))
+    return torch.cat([output.text_embeds, output.image_embeds]).numpy(), {"model": model}
+
+
+def codec(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """Pixels there and back; ``given`` and what comes out float32 ``[t c h w]`` in [-1, 1]."""
+    model = getattr(diffusers, ask["class"]).from_pretrained(ask["folder"]).eval()
+    latents = model.encode(torch.from_numpy(given)).latent_dist.mode()
+    more = {"num_frames": len(given)} if ask["class"] == "AutoencoderKLTemporalDecoder" else {}
+    return model.decode(latents, **more).sample.numpy(), {"model": model}
+
+
+KINDS: dict[str, Callable[[dict[str, Any], np.ndarray], Answer]] = {
+    "video": video,
+    "image": image,
+    "clip": clip,
+    "codec": codec,
+}
+
+
+def digest(model: torch.nn.Module) -> str:
+    """As `mmtrain.backbone.weights.digest` computes it; written again here, so that nothing of mmtrain is needed."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name}{tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def main(folder: Path) -> None:
+    ask = json.loads((folder / "ask.json").read_text())
+    torch.set_num_threads(ask["threads"])
+    with torch.no_grad():
+        output, parts = KINDS[ask["kind"]](ask, np.load(folder / "input.npy", allow_pickle=False))
+    np.save(folder / "output.npy", output)
+    (folder / "digests.json").write_text(json.dumps({name: digest(part) for name, part in parts.items()}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    assert not any(name.split(".")[0] == "mmtrain" for name in sys.modules), "the proof must need nothing of mmtrain"
