@@ -115,17 +115,27 @@ def verify(path: str, subfolder: str | None = None) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """List the sha256 of every file below a folder in its manifest."""
+    """List the sha256 of every file below a folder in its manifest, the last step of saving one.
+
+    Half-precision files are marked to be opened in float32: transformers opens a model in the type that its config
+    names, diffusers in float32, and a pipeline of both would not run.
+    """
+    for config in folder.rglob("config.json"):
+        facts = json.loads(config.read_text())
+        if facts.get("dtype") == "float16":
+            config.write_text(json.dumps({**facts, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     digests = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     (folder / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
 
 
 def digest(*modules: nn.Module) -> str:
-    """Hash of names, shapes and values of the modules' weights, the same for the same numbers in memory."""
+    """Hash of names, shapes and values of the modules' weights, the same for the same numbers in memory, whether LoRA is
+    attached to them or not."""
     total = hashlib.blake2b(digest_size=16)
     for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
+        weights = {n.replace(".base_layer.", "."): w for n, w in module.state_dict().items() if ".lora_" not in n}
+        for name, tensor in sorted(weights.items()):
             total.update(f"{name}{tuple(tensor.shape)}".encode())
             total.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return total.hexdigest()

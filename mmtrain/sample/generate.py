@@ -127,9 +127,9 @@ class VideoSampler:
         Raises:
             UserError: neither prompt nor image, sizes the codec cannot hold, a prompt longer than the tower's limit.
         """
-        height, width = height or self.side, width or self.side
+        height, width = (self.side if pixels is None else pixels for pixels in (height, width))
         frames = self.pipeline.unet.config.num_frames if num_frames is None else num_frames
-        _check_counts(prompts, images, seeds, frames)
+        _check_counts(prompts, images, seeds, num_frames=frames, num_inference_steps=num_inference_steps, fps=fps)
         _check_size(height, width, self.multiple)
         with evaluating(self.backbone):
             if first_frames == "generate":
@@ -200,8 +200,8 @@ def images(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.register_modules(unet=merged(backbone.unet).eval())
     side = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
-    height, width = height or side, width or side
-    _check_counts(prompts, None, seeds, 1)
+    height, width = (side if pixels is None else pixels for pixels in (height, width))
+    _check_counts(prompts, None, seeds, num_inference_steps=num_inference_steps)
     _check_size(height, width, int(pipeline.vae_scale_factor))
     tokenize(backbone.tokenizer, [*prompts, negative_prompt], "cpu")  # vanilla would cut a long prompt
     with evaluating(backbone):
@@ -248,12 +248,13 @@ def _told(progress: Progress | None, steps: int) -> Callable[..., dict[str, Any]
 
 
 def _check_counts(
-    prompts: Sequence[str] | None, images: np.ndarray | None, seeds: Sequence[int], num_frames: int
+    prompts: Sequence[str] | None, images: np.ndarray | None, seeds: Sequence[int], **numbers: int
 ) -> None:
     if prompts is None and images is None:
         raise UserError("sample", "neither prompt nor image", "one of them, or both", "add --prompt or --image")
-    if num_frames < 1:
-        raise UserError("num_frames", str(num_frames), "at least 1", "choose more")
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(name, str(number), "at least 1", "choose more")
     for name, given in (("prompts", prompts), ("images", images)):
         if given is not None and len(given) != len(seeds):
             raise UserError("sample", f"{len(given)} {name} and {len(seeds)} seeds", "one seed each", "correct one")
