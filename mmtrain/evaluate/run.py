@@ -1,0 +1,233 @@
+"""Base against adapted on the same prompts, seeds and first frames: clips, numbers per clip, and one table.
+
+Writes a folder ``clips/*.mp4``, ``sheet.png`` and ``evaluation.json``, whole or not at all. What is asked is `cases.py`,
+who answers `arms.py`, what is measured one file per metric, the page `report.py`.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from mmtrain import artifact, config
+from mmtrain.config.recipe import CONF
+from mmtrain.data.shards import refuse_existing
+from mmtrain.errors import UserError
+from mmtrain.evaluate import cases as asked
+from mmtrain.evaluate import table
+from mmtrain.evaluate.arms import WAYS, FirstFrames, Model, Settings, arms
+from mmtrain.evaluate.cases import Case, Numbers
+from mmtrain.evaluate.progress import Progress
+from mmtrain.evaluate.sheet import sheet
+from mmtrain.run import code_version, git_state, hardware, versions, write_json
+from mmtrain.sample.mp4 import write_mp4
+
+VERSION = 1
+FPS = 25  # of the files written
+_ON_SHEET = 12  # prompts on the contact sheet
+
+Metrics = Mapping[str, Callable[[np.ndarray, Case], Numbers]]
+
+
+def evaluate(
+    folder: Path,
+    *,
+    prompts_from: str,
+    count: int,
+    two_objects: int,
+    ways: Sequence[str],
+    metrics: Sequence[str],
+    settings: Settings,
+    seed: int,
+    batch: int,
+    out: Path | None,
+) -> Path:
+    """Compare an artifact with its own base and print the table.
+
+    Args:
+        folder: the artifact.
+        prompts_from: ``heldout`` for scenes of the world that training never saw, else a file of prompts.
+        count, two_objects: held-out prompts of one object and of two.
+        ways: of making a video, from ``WAYS``; each is done and told by itself.
+        metrics: names in ``conf/metric/``.
+        settings: of sampling, alike for both.
+        seed: of scenes, wordings, noise and resampling.
+        batch: clips made at once.
+        out: folder to write; None: ``evaluations/<artifact>``.
+
+    Returns:
+        The folder.
+    """
+    facts = artifact.read(folder)
+    target = out if out is not None else Path("evaluations") / folder.resolve().name
+    refuse_existing(target)
+    chosen = {name: metric(name) for name in metrics}
+    cases = _cases(prompts_from, count, two_objects, seed)
+    _check_ways(ways)
+    staging = target.absolute().with_name(f".{target.name}.staging-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    (staging / "clips").mkdir(parents=True)
+    started = time.perf_counter()
+    try:
+        with Progress(2 * len(ways) * len(cases)) as progress:
+            clips = compare(cases, ways, arms(folder, settings), FirstFrames(settings), chosen, batch, staging, progress)
+        lower = [name for m in chosen.values() for name in getattr(m, "lower_is_better", ())]
+        found = {
+            "version": VERSION,
+            "artifact": {n: facts[n] for n in ("name", "run_id", "step", "base", "data")},
+            "seconds": round(time.perf_counter() - started, 1),
+            "seed": seed,
+            "prompts_from": prompts_from,
+            "ways": list(ways),
+            "metrics": list(metrics),
+            "settings": asdict(settings),
+            "table": table.aggregate(clips, seed=seed, lower_is_better=lower),
+            "clips": clips,
+            **_circumstances(),
+        }
+        write_json(staging / "evaluation.json", found)
+        refuse_existing(target)
+        if target.is_dir():
+            target.rmdir()
+        os.replace(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    show(found)
+    return target
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What an evaluation's folder holds.
+
+    Raises:
+        UserError: no evaluation there, or one that cannot be read.
+    """
+    file = folder / "evaluation.json"
+    if not file.is_file():
+        raise UserError(str(folder), "no evaluation.json", "a folder that `mmtrain evaluate` wrote", "evaluate first")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        version = found["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(str(file), f"unreadable ({error!r})", "an evaluation", "evaluate again") from error
+    if version != VERSION:
+        raise UserError(str(file), f"version {version}", f"version {VERSION}", "evaluate again")
+    return dict(found)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the tables."""
+    console = Console()
+    for each in table.for_terminal(found["table"]):
+        console.print(each)
+
+
+def compare(
+    cases: Sequence[Case],
+    ways: Sequence[str],
+    models: Iterable[tuple[str, Model]],
+    first_frames: Callable[[str, Sequence[Case], int], np.ndarray | None],
+    metrics: Metrics,
+    batch: int,
+    folder: Path,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Both models' clips of each way and case, written and measured: one entry per way and case.
+
+    Args:
+        cases: what is asked.
+        ways: how; the first fills the contact sheet.
+        models: by name, one after the other, so that only one need be in memory.
+        first_frames: of a way, cases and a side: uint8 ``[b h w c]``, or None for none.
+        metrics: what is measured, by name.
+        batch: clips made at once.
+        folder: where ``clips/`` lies and ``sheet.png`` comes.
+        progress: told each clip.
+    """
+    rows = {(way, case.name): _entry(way, case) for way in ways for case in cases}
+    shown: dict[str, dict[str, np.ndarray]] = {case.name: {} for case in cases[:_ON_SHEET]}
+    for arm, model in models:
+        for way, group in [(way, group) for way in ways for group in _batches(cases, batch)]:
+            progress.now(f"{arm}, way {way}", len(group))
+            made = model(group, first_frames(way, group, model.side), progress.within)
+            for case, clip in zip(group, made, strict=True):
+                name = f"clips/{way}-{case.name}-{arm}.mp4"
+                write_mp4(clip, folder / name, fps=FPS)
+                rows[way, case.name][arm] = {"clip": name, "numbers": measured(metrics, clip, case)}
+                if way == ways[0] and case.name in shown:
+                    shown[case.name][arm] = clip
+            progress.done()
+    sheet([(case.prompt, shown[case.name]) for case in cases[:_ON_SHEET]]).save(folder / "sheet.png")
+    return list(rows.values())
+
+
+def measured(metrics: Metrics, clip: np.ndarray, case: Case) -> Numbers:
+    """All metrics' numbers of a clip uint8 ``[t h w c]``.
+
+    Raises:
+        UserError: two metrics give a number of the same name.
+    """
+    numbers: Numbers = {}
+    for name, metric in metrics.items():
+        new = metric(clip, case)
+        twice = numbers.keys() & new.keys()
+        if twice:
+            raise UserError(f"metric {name}", f"{sorted(twice)} came before", "a name of its own", "rename it")
+        numbers |= new
+    return numbers
+
+
+def metric(name: str) -> Any:
+    """The metric that ``conf/metric/<name>.yaml`` describes.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    known = sorted(path.stem for path in (CONF / "metric").glob("*.yaml"))
+    if name not in known:
+        raise UserError("--metrics", f"no metric {name!r}", f"of {', '.join(known)}", "correct the name")
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.load(CONF / "metric" / f"{name}.yaml")
+    assert OmegaConf.is_dict(node), "conf/metric holds nodes"
+    return config.build(node)
+
+
+def _cases(prompts_from: str, count: int, two_objects: int, seed: int) -> list[Case]:
+    if prompts_from == "heldout":
+        return asked.heldout(count=count, two_objects=two_objects, seed=seed)
+    return asked.from_file(Path(prompts_from), seed=seed)
+
+
+def _check_ways(ways: Sequence[str]) -> None:
+    strange = [way for way in ways if way not in WAYS]
+    if strange or not ways or len(set(ways)) < len(ways):
+        raise UserError("--ways", ",".join(ways) or "nothing", f"some of {','.join(WAYS)}, each once", "correct it")
+
+
+def _batches(cases: Sequence[Case], size: int) -> Iterator[Sequence[Case]]:
+    return (cases[i : i + size] for i in range(0, len(cases), size))
+
+
+def _entry(way: str, case: Case) -> dict[str, Any]:
+    facts = {"name": case.name, "prompt": case.prompt, "seed": case.seed, "truth": case.truth}
+    return {"way": way, "group": case.group, **facts}
+
+
+def _circumstances() -> dict[str, Any]:
+    """When, with what and on what."""
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": code_version(),
+        "git": git_state(),
+        "packages": versions(),
+        "hardware": hardware(),
+    }
