@@ -4,9 +4,9 @@ Writes a folder ``clips/*.mp4``, ``sheet.png`` and ``evaluation.json``, whole or
 who answers `arms.py`, what is measured one file per metric, the page `report.py`.
 """
 
-import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -25,12 +25,12 @@ from mmtrain.evaluate import cases as asked
 from mmtrain.evaluate import table
 from mmtrain.evaluate.arms import WAYS, FirstFrames, Model, Settings, arms
 from mmtrain.evaluate.cases import Case, Numbers
+from mmtrain.evaluate.outcome import VERSION
 from mmtrain.evaluate.progress import Progress
 from mmtrain.evaluate.sheet import sheet
 from mmtrain.run import code_version, git_state, hardware, versions, write_json
 from mmtrain.sample.mp4 import write_mp4
 
-VERSION = 1
 FPS = 25  # of the files written
 _ON_SHEET = 12  # prompts on the contact sheet
 
@@ -90,6 +90,7 @@ def evaluate(
             "metrics": list(metrics),
             "settings": asdict(settings),
             "table": table.aggregate(clips, seed=seed, lower_is_better=lower),
+            "shape": list(shape),
             "clips": clips,
             **_circumstances(),
         }
@@ -102,25 +103,6 @@ def evaluate(
         shutil.rmtree(staging, ignore_errors=True)
     show(found)
     return target
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """What an evaluation's folder holds.
-
-    Raises:
-        UserError: no evaluation there, or one that cannot be read.
-    """
-    file = folder / "evaluation.json"
-    if not file.is_file():
-        raise UserError(str(folder), "no evaluation.json", "a folder that `mmtrain evaluate` wrote", "evaluate first")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        version = found["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(str(file), f"unreadable ({error!r})", "an evaluation", "evaluate again") from error
-    if version != VERSION:
-        raise UserError(str(file), f"version {version}", f"version {VERSION}", "evaluate again")
-    return dict(found)
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -225,6 +207,7 @@ def _entry(way: str, case: Case) -> dict[str, Any]:
 def _circumstances() -> dict[str, Any]:
     """When, with what and on what."""
     return {
+        "command": sys.argv,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": code_version(),
         "git": git_state(),
