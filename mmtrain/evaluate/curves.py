@@ -53,7 +53,7 @@ def figure(name: str, curve: Curve, *, first: bool) -> str:
     drawn += f'<path class="smooth" d="{_path(x, y, *_thinned(steps, smooth))}"/>'
     labels = "".join(f'<span class="y" style="top:{at:.2f}%">{text}</span>' for text, at in _falling(y))
     labels += "".join(f'<span class="x" style="left:{at:.2f}%">{text}</span>' for text, at in x.ticks(5))
-    about = [f"raw, and the mean over {width} logged steps" if width > 1 else "", "logarithmic" if logarithmic else ""]
+    about = [f"raw, and the mean over {width} steps" if width > 1 else "", "logarithmic" if logarithmic else ""]
     small = "; ".join(word for word in about if word)
     spoken = f"{name} from {smooth[0]:.4g} at step {steps[0]:.0f} to {smooth[-1]:.4g} at step {steps[-1]:.0f}"
     return (
@@ -79,7 +79,7 @@ class _Axis:
         """Labels with their places."""
         if self.logarithmic:
             powers = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
-            steps = (1, 2, 5) if len(powers) < 4 else (1,)
+            steps = (1, 2, 5) if len(powers) < 6 else (1,)
             values = [f * 10.0**p for p in powers for f in steps if self.low <= f * 10.0**p <= self.high]
         else:
             raw = (self.high - self.low) / about

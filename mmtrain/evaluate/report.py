@@ -118,7 +118,7 @@ def _circumstances(manifest: dict[str, Any], evaluated: dict[str, Any] | None) -
         "Weights": f"{manifest['trainable']:,} trained, {manifest['frozen']:,} frozen" if "trainable" in manifest else "",
         "Code": manifest["code"],
         "Git": f"{git['commit']}{', tracked files changed' if git['dirty'] else ''}" if git is not None else "",
-        "Hardware": f"{hardware['cpu']}, {hardware['cores']} cores, {threads} threads in use; {cards}",
+        "Hardware": f"{hardware['cpu']}, {hardware['cores']} cores of which {threads} in use; {cards}",
         "Versions": ", ".join(f"{k} {v}" for k, v in {"python": manifest["python"], **manifest["packages"]}.items()),
     }
     if evaluated is not None:
