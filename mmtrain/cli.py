@@ -202,7 +202,7 @@ def _add_shards(verbs: Any) -> None:
     kinds = group.add_subparsers(metavar="WHAT", required=True)
     world = _add(kinds, "world", _shards_world, "write clips of a world whose truth is known")
     world.add_argument("folder", metavar="FOLDER", type=Path)
-    world.add_argument("--split", choices=["train", "heldout"], default="train")
+    world.add_argument("--split", choices=["train", "heldout", "clutter"], default="train")
     world.add_argument("--count", type=_positive, default=2000, help="clips (default 2000)")
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--captions-each", type=_positive, default=3, help="wordings of each clip's caption (default 3)")

@@ -116,12 +116,24 @@ def fresh(*, channels: list[int], latent_channels: int, layers: int, groups: int
         scaling_factor=1.0,
         use_post_quant_conv=False,
     ).to(memory_format=torch.channels_last)
-    for silent in _silent(model):
-        nn.init.zeros_(silent)
+    _initialise(model)
     codec = KLCodec.__new__(KLCodec)
     nn.Module.__init__(codec)
     codec._hold(freeze(model), "fresh")
     return codec
+
+
+def _initialise(model: Any) -> None:
+    """Convolutions that keep the variance (He et al. 2015, gain 1), residual branches that start at zero (Zhang et al.
+    2019). With torch's own initialisation each convolution shrinks its signal by 0.58, and this codec stood at 11 dB
+    after 200 steps where it now stands at 14 (recipes/LOG.md)."""
+    for name, weight in model.named_parameters():
+        if weight.ndim == 4 and ".conv2." not in name:
+            nn.init.kaiming_normal_(weight, nonlinearity="linear")
+        elif ".conv2." in name or (name.endswith("bias") and "norm" not in name):
+            nn.init.zeros_(weight)
+    for silent in _silent(model):
+        nn.init.zeros_(silent)
 
 
 def _silent(image: Any) -> list[Tensor]:

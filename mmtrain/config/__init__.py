@@ -5,9 +5,21 @@ of its own; the root's schema is the constructor of ``mmtrain.run.Run``, which `
 target.
 """
 
-from mmtrain.config.faults import SUPPLIED, check, checked
+from mmtrain.config.faults import SUPPLIED, check, checked, checked_parts
 from mmtrain.config.node import build
 from mmtrain.config.recipe import compose, explain, recipes, shipped
 from mmtrain.config.target import ALLOWED, locate
 
-__all__ = ["ALLOWED", "SUPPLIED", "build", "check", "checked", "compose", "explain", "locate", "recipes", "shipped"]
+__all__ = [
+    "ALLOWED",
+    "SUPPLIED",
+    "build",
+    "check",
+    "checked",
+    "checked_parts",
+    "compose",
+    "explain",
+    "locate",
+    "recipes",
+    "shipped",
+]

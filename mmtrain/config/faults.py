@@ -56,6 +56,37 @@ def checked(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def checked_parts(parts: Mapping[str, Any], *, allow: Sequence[str] = ALLOWED) -> DictConfig:
+    """Some keys of a root, as an artifact keeps them, checked as a config's are: data can name no more than a config.
+
+    Raises:
+        UserErrors: all their faults together; an interpolation is one, for what is kept is resolved.
+    """
+    cfg = OmegaConf.create(dict(parts))
+    named, _ = parameters(locate(ROOT, "_target_"))
+    checker, faults = _Checker(allow, SUPPLIED), []
+    for key, value in OmegaConf.to_container(cfg, resolve=False).items():  # type: ignore[union-attr]
+        where = str(key)
+        if where not in named:
+            fix = suggest(where, list(named), "remove it")
+            faults.append(UserError(where, "unknown key", f"one of {listing(named)}", fix))
+            continue
+        faults += _interpolations(value, where) + checker.value(value, named[where].annotation, where)
+    if faults:
+        raise UserErrors(faults)
+    return cfg
+
+
+def _interpolations(value: Any, where: str) -> list[UserError]:
+    if isinstance(value, dict):
+        return [fault for key, item in value.items() for fault in _interpolations(item, _join(where, key))]
+    if isinstance(value, list):
+        return [fault for i, item in enumerate(value) for fault in _interpolations(item, f"{where}[{i}]")]
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        return [UserError(where, repr(value), "a plain value", "export the run again")]
+    return []
+
+
 def _plain(cfg: Any, where: str, faults: list[UserError]) -> Any:
     """The config as plain dicts and lists, interpolations resolved, with MISSING where a value cannot be read."""
     if isinstance(cfg, DictConfig):

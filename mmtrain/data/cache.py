@@ -17,7 +17,7 @@ from torch import Tensor
 from mmtrain.batch import to_unit
 from mmtrain.data.decode import BadSample, decode
 from mmtrain.data.index import Index
-from mmtrain.data.source import Source
+from mmtrain.data.source import Source, read_members
 from mmtrain.data.tar import TarWriter
 from mmtrain.errors import UserError
 
@@ -141,7 +141,7 @@ def _encode_shard(
 
 def _entry(source: Source, i: int) -> Entry | None:
     try:
-        members = source.raw(i)
+        members = read_members(source.index, i)
         sample = decode(source.keys[i], members, source.look)
     except BadSample as why:
         source.note({source.keys[i]: str(why)})

@@ -1,4 +1,4 @@
-"""A report on shards for a person: what they hold, what is wrong with them. It changes nothing but the index beside them."""
+"""A report on shards for a person: what they hold, and what is wrong with them. It mends nothing."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -20,7 +20,8 @@ def check(path: str | Path, *, progress: Callable[[int, int], None] | None = Non
     Fields: ``ok``; ``shards``, ``samples``, ``bytes``; ``faults`` (texts, of shards that cannot be used); ``bad`` (key
     → why the sample does not decode); ``missing_captions`` and ``missing_media`` (keys); ``duplicates`` (lists of keys
     with the same bytes); ``ignored`` (files that belong to no sample); ``media`` (suffix → count); ``resolutions``
-    ("WxH" → count); ``num_frames``, ``duration_seconds``, ``captions_per_sample``, ``caption_words`` (min, median, max).
+    ("WxH" → count); least, median and greatest of ``num_frames``, ``duration_seconds``, ``captions_per_sample`` and
+    ``caption_words``.
 
     Raises:
         UserError: if there is no shard at the path at all.

@@ -8,6 +8,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -119,7 +120,7 @@ def _probe_video(payload: bytes) -> Probe:
 
 
 def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
-    """Encoder outputs of one sample by name, without batch axis. Raises BadSample, also for values that are not finite."""
+    """Encoder outputs of one sample by name, without batch axis. Raises BadSample, also for values not finite."""
     with _reasons(ENCODED[0]):
         tensors = safetensors.torch.load(members[ENCODED[0]])
     for name, tensor in tensors.items():
@@ -134,18 +135,15 @@ def captions_of(members: Mapping[str, bytes]) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-class _reasons:
-    """Turns what the decoders raise into BadSample."""
-
-    def __init__(self, suffix: str) -> None:
-        self.suffix = suffix
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, why: BaseException | None, at: object) -> None:
-        known = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, Image.DecompressionBombError)
-        if isinstance(why, (*known, av.FFmpegError, safetensors.SafetensorError)):
-            raise BadSample(f"the .{self.suffix} does not decode ({type(why).__name__}: {why})") from why
+@contextmanager
+def _reasons(suffix: str) -> Iterator[None]:
+    """Turns what the decoders raise into BadSample: damaged bytes make them raise anything, TypeError among it."""
+    try:
+        yield
+    except (BadSample, MemoryError):
+        raise
+    except Exception as why:
+        raise BadSample(f"the .{suffix} does not decode ({type(why).__name__}: {why})") from why
 
 
 def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -192,8 +190,6 @@ def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], flo
     """Which stored frame is shown at each frame of the clip, and the rate: the format merges equal neighbours into a
     longer one. Without a stated rate, the shortest frame gives it."""
     stored, total = getattr(image, "n_frames", 1), int(facts.get("num_frames", 0))
-    if stored > MAX_FRAMES:
-        raise BadSample(f"more than {MAX_FRAMES} frames")
     fps = float(facts.get("fps", 0))
     if fps and stored in (1, total):
         return (list(range(stored)) if stored == total else [0] * total), fps
@@ -211,7 +207,7 @@ def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], flo
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB: turned as EXIF says, transparency on white, 16 bits scaled to 8, CMYK by its own values."""
+    """Any image as 8-bit RGB: turned as EXIF says, transparency on white, 16 bits scaled to 8, CMYK converted."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         deep = np.asarray(image).astype(np.int64)
@@ -245,6 +241,8 @@ def _video_stream(container: InputContainer) -> VideoStream:
     if not container.streams.video:
         raise BadSample("no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise BadSample("a video codec that is unknown")
     _bound(stream.codec_context.width, stream.codec_context.height)
     return stream
 
@@ -272,8 +270,10 @@ def _turned(frame: av.VideoFrame, look: Look) -> np.ndarray:
     return look.place(Image.fromarray(pixels)) if look.size is not None else pixels
 
 
-def encode_mp4(frames: np.ndarray, fps: float, crf: int = 16) -> bytes:
+def encode_mp4(frames: np.ndarray, fps: float, crf: int = 16, metadata: Mapping[str, str] | None = None) -> bytes:
     """uint8 ``[t h w c]`` → H.264 MP4 (yuv420p, BT.709, index in front). Lossy: colour has half the resolution.
+
+    ``metadata`` are tags of any names that the file carries, readable by ffprobe and PyAV.
 
     Raises:
         UserError: for an odd height or width, which yuv420p cannot hold.
@@ -283,7 +283,9 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = 16) -> bytes:
         raise UserError("MP4", f"{width} x {height} pixels", "even width and height", "resize or crop the frames")
     with tempfile.TemporaryDirectory() as folder:  # moving the index to the front needs a real file
         path = Path(folder) / "clip.mp4"
-        with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        flags = "+faststart+use_metadata_tags" if metadata else "+faststart"
+        with av.open(str(path), "w", options={"movflags": flags}) as container:
+            container.metadata.update(metadata or {})
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -33,7 +33,7 @@ _NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """``a/b.seg.png`` → (``a/b``, ``seg.png``), as webdataset splits names; None for a file that belongs to no sample."""
+    """``a/b.seg.png`` → (``a/b``, ``seg.png``), as webdataset splits; None for a file that belongs to no sample."""
     found = _NAME.match(name)
     return (found[1], found[2].lower()) if found else None
 
@@ -118,20 +118,22 @@ class Index:
         """
         kinds = set()
         for shard in self.shards:
-            for j, key in enumerate(shard.keys):
-                has = shard.suffixes[shard.starts[j] : shard.starts[j + 1]]
-                media = [s for s in has if s in MEDIA]
-                if len(media) != 1 or (require_captions and "txt" not in has):
-                    raise _incomplete(shard, key, has, media)
-                kinds.add("encoded" if media[0] in ENCODED else "frames")
+            media = np.array([s in MEDIA for s in shard.suffixes])
+            captions = np.array([s == "txt" for s in shard.suffixes])
+            found, told = (np.add.reduceat(column.astype(np.int64), shard.starts[:-1]) for column in (media, captions))
+            for j in np.flatnonzero((found != 1) | ((told == 0) & require_captions)):
+                raise _incomplete(shard, int(j))
+            kinds |= {"encoded" if s in ENCODED else "frames" for s in set(shard.suffixes) if s in MEDIA}
         if len(kinds) > 1:
             where, fix = str(self.shards[0].path.parent), "keep them in separate folders"
             raise UserError(where, "pixels and encoder outputs are mixed", "one kind in one source", fix)
         return kinds.pop()
 
 
-def _incomplete(shard: Shard, key: str, has: list[str], media: list[str]) -> UserError:
-    where = f"shard {shard.path}, sample {key!r}"
+def _incomplete(shard: Shard, j: int) -> UserError:
+    where = f"shard {shard.path}, sample {shard.keys[j]!r}"
+    has = list(shard.members(j))
+    media = [s for s in has if s in MEDIA]
     members = ", ".join(has)
     if len(media) > 1:
         fix = "keep one, or name the other as key.something.png"

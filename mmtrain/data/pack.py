@@ -1,7 +1,7 @@
-"""A folder of images and clips with captions → shards. The files' own bytes are kept; nothing is resized or re-encoded.
+"""A folder of images and clips with captions → shards. The files' own bytes are kept; nothing is re-encoded.
 
-Captions come from ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and ``text``) if the folder has one, and
-otherwise from a .txt beside each file, one caption a line. What shards hold afterwards is told by `check.py`.
+Captions come from ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and ``text``) if the folder has one,
+and otherwise from a .txt beside each file, one caption a line. What shards hold afterwards is told by `check.py`.
 """
 
 import csv
@@ -15,7 +15,7 @@ from typing import Any
 
 from mmtrain.data.decode import BadSample, probe
 from mmtrain.data.index import IMAGES, VIDEOS
-from mmtrain.data.shards import ShardWriter, refuse_existing
+from mmtrain.data.shards import ShardWriter
 from mmtrain.errors import UserError, UserErrors
 
 TABLES = ("metadata.csv", "metadata.jsonl")
@@ -62,7 +62,6 @@ def pack(
             files of one name, or too many that do not decode; nothing is left behind.
     """
     folder = Path(folder)
-    refuse_existing(Path(out))
     files, others = _files(folder)
     captions = _captions(folder, files, caption_template)
     keys = _keys(folder, files)

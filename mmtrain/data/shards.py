@@ -122,17 +122,18 @@ def write_world(
     shard_size: int = 500,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Writes ``count`` clips of the procedural world, with captions (.txt) and the facts (.json), and returns the folder.
+    """Writes ``count`` clips of the procedural world with captions (.txt) and facts (.json); returns the folder.
 
     Args:
-        split: ``train`` or ``heldout`` (combinations that training never holds).
+        split: ``train``, ``heldout`` (combinations that training never holds) or ``clutter`` (crowded single frames
+            without captions, for codecs).
         progress: called with (written, count) after each sample.
 
     Raises:
         UserError: for an unknown split, a count below 1, or an output that exists.
     """
-    if split not in ("train", "heldout"):
-        raise UserError("split", repr(split), "train or heldout", "write one of the two")
+    if split not in ("train", "heldout", "clutter"):
+        raise UserError("split", repr(split), "train, heldout or clutter", "write one of the three")
     if count < 1:
         raise UserError("count", str(count), "at least one sample", "give a larger count")
     with ShardWriter(folder, max_samples=shard_size) as writer:

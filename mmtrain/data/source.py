@@ -8,6 +8,7 @@ The bytes' whereabouts are `index.py`, the order is `order.py`, pixels are `deco
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,40 @@ class Source:
         return self.index.fingerprint
 
     def raw(self, i: int) -> dict[str, bytes]:
-        """Sample i's members by suffix, read and checked against their checksums. Raises BadSample, or UserError."""
-        return read_members(self.index, i)
+        """Sample i's members by suffix, checked against their checksums. Raises UserError."""
+        with self._named(i):
+            return read_members(self.index, i)
 
     def sample(self, i: int, draw: float = 0.5) -> Sample:
         """Sample i decoded; ``draw`` in [0, 1) chooses the window of frames (the middle one, if not told).
 
         Raises:
-            BadSample: if it does not decode.
-            UserError: if the shards hold encoder outputs.
+            UserError: if it does not decode, or the shards hold encoder outputs.
         """
         if self.kind == "encoded":
             raise UserError(
                 f"data source {self.shards}", "encoder outputs", "pixels", "read them with source.encoded(i)"
             )
-        return decode(self.keys[i], self.raw(i), self.look, draw)
+        with self._named(i):
+            return decode(self.keys[i], read_members(self.index, i), self.look, draw)
 
     def encoded(self, i: int) -> dict[str, Tensor]:
-        """Sample i's cached encoder outputs as stored, without batch axis. Raises BadSample."""
-        return decode_encoded(self.raw(i))
+        """Sample i's cached encoder outputs as stored, without batch axis. Raises UserError."""
+        if self.kind != "encoded":
+            raise UserError(
+                f"data source {self.shards}", "pixels", "encoder outputs", "read them with source.sample(i)"
+            )
+        with self._named(i):
+            return decode_encoded(read_members(self.index, i))
+
+    @contextmanager
+    def _named(self, i: int) -> Iterator[None]:
+        try:
+            yield
+        except BadSample as why:
+            path = self.index.shards[self.index.locate(i)[0]].path
+            fix = "mend or remove it and pack again"
+            raise UserError(f"shard {path}, sample {self.keys[i]!r}", str(why), "a sample that decodes", fix) from why
 
     def loader(
         self,
@@ -233,7 +249,7 @@ class _Row:
 
 def _row(source: Source, i: int, seed: int, position: int) -> _Row:
     """One row of a batch; what is chosen at random is keyed by (seed, position)."""
-    name, members = source.keys[i], source.raw(i)
+    name, members = source.keys[i], read_members(source.index, i)
     if source.kind == "encoded":
         frames, encoded = (
             None,

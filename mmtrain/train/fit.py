@@ -147,6 +147,7 @@ class _Encoding:
 def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, run: Run, say: Console) -> None:
     log = Log(run.path / "metrics.csv", schedule.log_every)
     save = Checkpoints(run.path / "checkpoints", run.run_id, schedule.checkpoint_every, schedule.keep)
+    previews = [] if cfg.preview is None else [config.build(cfg.preview)]
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     trainer = pl.Trainer(
@@ -157,7 +158,7 @@ def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, 
         precision=schedule.precision,
         gradient_clip_val=schedule.clip,
         logger=[config.build(node, save_dir=str(run.path)) for node in cfg.logger.values()],
-        callbacks=[log, save, Shown(log, cfg.name)],
+        callbacks=[log, save, Shown(log, cfg.name), *previews],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

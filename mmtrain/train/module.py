@@ -1,5 +1,7 @@
 """The one LightningModule: a frozen backbone, adapters that train, an objective. No arithmetic of any family."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -76,6 +78,21 @@ class TrainModule(pl.LightningModule):
             rate = min(self.decay, (1 + self.step) / (10 + self.step))  # short memory while young
             average, weights = list(self.average.values()), [w.detach() for w in self.weights.values()]
             torch._foreach_lerp_(average, weights, 1 - rate)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the weights are their moving average, as an export has them; outside, they are as before."""
+        if self.average is None:
+            yield
+            return
+        kept = {name: w.detach().clone() for name, w in self.weights.items()}
+        for name, w in self.weights.items():
+            w.data.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            for name, w in self.weights.items():
+                w.data.copy_(kept[name])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         raise AssertionError("checkpoints are written by train/checkpoint.py, never pickled")

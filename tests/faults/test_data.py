@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from PIL import Image
 
 from mmtrain.data.check import check, readable
-from mmtrain.data.decode import encode_mp4
+from mmtrain.data.decode import BadSample, Look, decode, decode_encoded, encode_mp4, probe
 from mmtrain.data.index import Index
-from mmtrain.data.shards import ShardWriter
+from mmtrain.data.shards import ShardWriter, encode_webp
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 
@@ -72,7 +74,7 @@ def run(source: Source, workers: int = 0, steps: int = 6) -> list[list[str]]:
     return [b.keys for b in source.loader(seed=1, batch_size=4, steps=steps, num_workers=workers)]
 
 
-CUTS = {"header": 100, "payload": 700, "padding": -(1024 + 3), "member boundary": -1024, "end marker": -300}
+CUTS = {"header": 100, "is cut": 700, "padding": -(1024 + 3), "member boundary": -1024, "end marker": -300}
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -81,7 +83,12 @@ def test_truncation_is_found_wherever_it_falls(folder: Path, cut: str, indexed: 
     path = folder / "000001.tar"
     data = path.read_bytes()
     path.write_bytes(data[: CUTS[cut]])
-    refused(folder if indexed else bare(folder), "000001.tar", "truncated")
+    refused(
+        folder if indexed else bare(folder),
+        "000001.tar",
+        "truncated",
+        cut if cut != "member boundary" else "without an end",
+    )
     report = check(folder)
     assert not report["ok"]
     assert report["samples"] == PER_SHARD  # the sound shard is still reported
@@ -226,7 +233,7 @@ class Trap:
 def test_pickles_are_never_decoded(tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
     trap = pickle.dumps(Trap(sprung))
-    beside = {"jpg": jpeg(4), "txt": b"x"} | {suffix: trap for suffix in ("pkl", "pyd", "pth", "npy", "pickle")}
+    beside = {"jpg": jpeg(4), "txt": b"x"} | dict.fromkeys(("pkl", "pyd", "pth", "npy", "pickle"), trap)
     folder = write(tmp_path / "s", {4: beside, 5: {"jpg": trap, "txt": b"x", "json": trap}})
     source = Source(shards=str(folder), max_bad_fraction=0.1)
     run(source)
@@ -272,6 +279,42 @@ def test_a_shard_of_nothing_but_damage_stops_even_a_patient_run(tmp_path: Path) 
     broken = {i: {"jpg": BROKEN["cut"], "txt": b"x"} for i in range(PER_SHARD, COUNT)}
     with pytest.raises(UserError, match=r"000001.tar: none of its samples decodes"):
         run(Source(shards=str(write(tmp_path / "s", broken)), max_bad_fraction=1.0))
+
+
+def test_a_sample_asked_for_by_number_is_named(tmp_path: Path) -> None:
+    source = Source(shards=str(write(tmp_path / "s", {4: {"jpg": BROKEN["cut"], "txt": b"x"}})))
+    with pytest.raises(UserError, match=r"000000.tar, sample '004': the .jpg does not decode"):
+        source.sample(4)
+    with pytest.raises(UserError, match=r"pixels; encoder outputs"):
+        source.encoded(4)
+
+
+def test_damage_of_any_kind_is_a_bad_sample() -> None:
+    """Flipped and cut bytes decode to something or raise BadSample, never anything else."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 24, 24, 3), np.uint8)
+    png = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(frames[0]).save(png, "PNG", exif=exif)
+    files = {"jpg": jpeg(0), "png": png.getvalue(), "webp": encode_webp(frames, 25), "mp4": encode_mp4(frames, 25)}
+    files["safetensors"] = safetensors.torch.save({"a": torch.ones(3, 4)})
+    refusals = 0
+    for suffix, payload in files.items():
+        for _ in range(60):
+            harmed = bytearray(payload)
+            for at in rng.integers(0, min(len(harmed), 400), 4):
+                harmed[at] = rng.integers(256)
+            members = {suffix: bytes(harmed[: rng.integers(1, 2 * len(harmed))])}
+            try:
+                if suffix == "safetensors":
+                    decode_encoded(members)
+                else:
+                    probe(suffix, members)
+                    decode("k", members, Look(num_frames=1, size=16))
+            except BadSample:
+                refusals += 1
+    assert refusals > 100
 
 
 def test_check_names_every_bad_sample(tmp_path: Path) -> None:

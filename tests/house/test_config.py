@@ -209,3 +209,16 @@ def test_annotations_that_cannot_be_resolved_are_left_open():
 
     named, _ = parameters(half)
     assert set(named) == {"a", "b"}
+
+
+def test_parts_of_a_config_that_come_from_data_are_checked_too():
+    lora = {"_target_": "tests.house.targets.Lora", "rank": 4, "alpha": 4.0, "targets": ["to_v"]}
+    cfg = config.checked_parts({"adapters": {"motion": lora}, "seed": 1}, allow=ALLOW)
+    assert cfg.adapters.motion.rank == 4
+    bad = {"motion": {**lora, "rank": "4"}, "evil": {"_target_": "os.system", "command": "true"}}
+    parts = {"adapters": {**bad, "sly": {**lora, "targets": ["${oc.env:HOME}"]}}, "seed": None, "sed": 1}
+    with pytest.raises(UserErrors) as raised:
+        config.checked_parts(parts, allow=ALLOW)
+    found = [fault.where for fault in raised.value.errors]
+    first = ["adapters.sly.targets[0]", "adapters.motion.rank", "adapters.evil._target_"]
+    assert found == [*first, "seed", "sed"]

@@ -97,7 +97,7 @@ def test_a_template_fills_in(brand: Path, tmp_path: Path) -> None:
     assert told["sub/red_desk-lamp"] == ("red desk lamp, in the style of ACME",)
     assert told["sub/b"] == ("b, in the style of ACME",)
     assert told["café"] == ("un café",)
-    with pytest.raises(UserError, match="brand.name"):
+    with pytest.raises(UserError, match=r"brand\.name"):
         pack(brand, tmp_path / "other", caption_template="{brand.name}")
 
 

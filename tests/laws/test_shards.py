@@ -139,9 +139,13 @@ def test_an_existing_output_is_refused_and_kept(folder: Path) -> None:
     [("a.b", "txt", "reads back"), ("a", "TXT", "reads back"), ("a" * 300, "txt", "ustar"), ("k", "txt", "twice")],
 )
 def test_keys_that_would_not_read_back_are_refused(tmp_path: Path, key: str, suffix: str, said: str) -> None:
-    with pytest.raises(UserError, match=said), ShardWriter(tmp_path / "s", max_samples=9) as writer:
-        writer.write("k", {"txt": b""})
-        writer.write(key, {suffix: b""})
+    def write() -> None:
+        with ShardWriter(tmp_path / "s", max_samples=9) as writer:
+            writer.write("k", {"txt": b""})
+            writer.write(key, {suffix: b""})
+
+    with pytest.raises(UserError, match=said):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 

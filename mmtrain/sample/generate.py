@@ -1,0 +1,267 @@
+"""Frames from prompts and images: text → video, text → first frame → video, image + text → video, image → video.
+
+Everything runs in the vanilla pipelines; with a prompt, text tokens stand where the image's embedding stood. Adapters
+are merged into a copy first, so that the frames are those of an exported folder. Files are `mp4.py` and `write.py`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from PIL import Image
+from torch import Tensor, nn
+
+from mmtrain.adapter.lora import merged
+from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.svd import FPS, StableVideoDiffusion
+from mmtrain.backbone.text import tokenize
+from mmtrain.errors import UserError
+
+Progress = Callable[[int, int], None]
+"""Told (steps done, steps in all)."""
+
+STEPS = 25  # inference steps, the pipelines' own usual number
+VIDEO_GUIDANCE = 3.0  # with a prompt, for every frame; without one the vanilla ramp 1 → 3 holds
+IMAGE_GUIDANCE = 7.5
+
+
+class _Pipeline(StableVideoDiffusionPipeline):
+    """The vanilla pipeline, with given tokens in the place of the image's embedding.
+
+    ``tokens`` is None (vanilla) or a pair of unconditional and conditional ones, ``[b n d]`` each. ``image_guidance``
+    says whether guidance also pushes away from the clip without its first frame, as vanilla does.
+    """
+
+    tokens: tuple[Tensor, Tensor] | None = None
+    image_guidance: bool = True
+    blank: bool = False
+
+    def _encode_image(
+        self, image: Any, device: Any, num_videos_per_prompt: int, do_classifier_free_guidance: bool
+    ) -> Tensor:
+        if self.tokens is None:
+            return super()._encode_image(image, device, num_videos_per_prompt, do_classifier_free_guidance)
+        away, towards = (tokens.to(device, self.unet.dtype) for tokens in self.tokens)
+        return torch.cat([away, towards]) if do_classifier_free_guidance else towards
+
+    def _encode_vae_image(
+        self, image: Tensor, device: Any, num_videos_per_prompt: int, do_classifier_free_guidance: bool
+    ) -> Tensor:
+        latents = super()._encode_vae_image(image, device, num_videos_per_prompt, False)
+        if self.blank:
+            latents = torch.zeros_like(latents)
+        if not do_classifier_free_guidance:
+            return latents
+        return torch.cat([torch.zeros_like(latents) if self.image_guidance else latents, latents])
+
+
+class VideoSampler:
+    """Makes clips with a Stable Video Diffusion and whatever adapters are attached to it.
+
+    The weights are those of the moment: make a new sampler after further training.
+
+    Args:
+        backbone: adapters attached; left as it is.
+        first_frame: draws first frames from prompts, for ``first_frames="generate"``.
+    """
+
+    def __init__(self, *, backbone: StableVideoDiffusion, first_frame: StableDiffusion | None = None) -> None:
+        self.backbone, self.first_frame = backbone, first_frame
+        parts = backbone.parts()
+        parts["unet"] = merged(backbone.unet).eval()
+        self.pipeline = _Pipeline(**parts)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def multiple(self) -> int:
+        """What height and width are divisible by: the codec's factor times what the network halves."""
+        return int(self.pipeline.vae_scale_factor) * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @property
+    def side(self) -> int:
+        """Pixels of the square that the network was made for."""
+        return int(self.pipeline.unet.config.sample_size) * int(self.pipeline.vae_scale_factor)
+
+    @torch.no_grad()
+    def video(
+        self,
+        *,
+        prompts: Sequence[str] | None = None,
+        images: np.ndarray | None = None,
+        first_frames: Literal["none", "generate"] = "none",
+        tokens: Literal["text", "image"] = "text",
+        negative_prompt: str | None = "",
+        guidance_scale: float | None = None,
+        image_guidance: bool = False,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        fps: int = FPS,
+        num_inference_steps: int = STEPS,
+        seeds: Sequence[int],
+        first_frame_guidance: float = IMAGE_GUIDANCE,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Clips uint8 ``[b t h w c]``, one per seed; a clip does not depend on its neighbours in the batch.
+
+        Args:
+            prompts: what the clips show. None: image → video, which is the vanilla pipeline's own call.
+            images: first frames, uint8 ``[b h w c]``. None with prompts: text alone, the image latents being zero.
+            first_frames: ``generate`` has the Stable Diffusion draw the first frames from the prompts.
+            tokens: what the network's cross-attention sees, the text or the first frame (as vanilla does; the prompts
+                then only draw first frames).
+            negative_prompt: the unconditional branch that guidance steers away from; None: zeros, as vanilla has it.
+            guidance_scale: of every frame; 1 is none. None: 3, and where the image is the condition the vanilla ramp
+                from 1 at the first frame to 3 at the last.
+            image_guidance: with text, guidance steers away from the clip without its first frame too.
+            num_frames, height, width: by default what the network was made for.
+            fps: the conditioning number, not the rate of a file.
+            num_inference_steps: of the denoising, and of drawing the first frames.
+            seeds: one per clip.
+            first_frame_guidance: guidance scale of drawing the first frames.
+            progress: told each denoising step.
+
+        Raises:
+            UserError: neither prompt nor image, sizes the codec cannot hold, a prompt longer than the tower's limit.
+        """
+        height, width = (self.side if pixels is None else pixels for pixels in (height, width))
+        frames = self.pipeline.unet.config.num_frames if num_frames is None else num_frames
+        _check_counts(prompts, images, seeds, num_frames=frames, num_inference_steps=num_inference_steps, fps=fps)
+        _check_size(height, width, self.multiple)
+        with evaluating(self.backbone):
+            if first_frames == "generate":
+                how = {"height": height, "width": width, "guidance_scale": first_frame_guidance}
+                how |= {"num_inference_steps": num_inference_steps, "negative_prompt": negative_prompt or ""}
+                images = self._first_frames(prompts, images, seeds, how)
+            textual = prompts is not None and tokens == "text"
+            if not textual and images is None:
+                raise UserError("sample", "no first frame", "one, to be the condition", "give an image")
+            self._prepare(list(prompts) if prompts is not None and textual else None, negative_prompt, images is None)
+            self.pipeline.image_guidance = image_guidance or not textual
+            low, high = (guidance_scale,) * 2 if guidance_scale is not None else (1.0 if not textual else 3.0, 3.0)
+            output = self.pipeline(
+                torch.zeros(len(seeds), 3, height, width) if images is None else [Image.fromarray(i) for i in images],
+                height=height,
+                width=width,
+                num_frames=frames,
+                num_inference_steps=num_inference_steps,
+                min_guidance_scale=low,
+                max_guidance_scale=high,
+                fps=fps,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="np",
+                callback_on_step_end=_told(progress, num_inference_steps),
+            )
+        return to_bytes(output.frames)
+
+    def _prepare(self, prompts: list[str] | None, negative_prompt: str | None, blank: bool) -> None:
+        self.pipeline.blank = blank
+        self.pipeline.tokens = None
+        if prompts is None:
+            return
+        towards = self.backbone.text_tokens(prompts)
+        away = torch.zeros_like(towards[:1])
+        if negative_prompt is not None:
+            away = self.backbone.text_tokens([negative_prompt])
+        self.pipeline.tokens = (away.expand_as(towards), towards)
+
+    def _first_frames(
+        self, prompts: Sequence[str] | None, given: np.ndarray | None, seeds: Sequence[int], how: dict[str, Any]
+    ) -> np.ndarray:
+        if self.first_frame is None:
+            raise UserError("first frame", "no Stable Diffusion to draw it", "one", "name its folder")
+        if prompts is None or given is not None:
+            raise UserError("first frame", "an image, or no prompt", "a prompt alone, to draw it from", "choose one")
+        return images(backbone=self.first_frame, prompts=prompts, seeds=seeds, **how)
+
+
+@torch.no_grad()
+def images(
+    *,
+    backbone: StableDiffusion,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative_prompt: str = "",
+    guidance_scale: float = IMAGE_GUIDANCE,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int = STEPS,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Images uint8 ``[b h w c]`` by the vanilla Stable Diffusion pipeline, one per prompt and seed.
+
+    Raises:
+        UserError: a size that the codec cannot hold, a prompt longer than the tower's limit.
+    """
+    pipeline = backbone.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_modules(unet=merged(backbone.unet).eval())
+    side = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
+    height, width = (side if pixels is None else pixels for pixels in (height, width))
+    _check_counts(prompts, None, seeds, num_inference_steps=num_inference_steps)
+    _check_size(height, width, int(pipeline.vae_scale_factor))
+    tokenize(backbone.tokenizer, [*prompts, negative_prompt], "cpu")  # vanilla would cut a long prompt
+    with evaluating(backbone):
+        output = pipeline(
+            list(prompts),
+            negative_prompt=[negative_prompt] * len(prompts),
+            height=height,
+            width=width,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+            callback_on_step_end=_told(progress, num_inference_steps),
+        )
+    return to_bytes(output.images)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module without dropout for a while; what was training goes on training."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def to_bytes(frames: np.ndarray) -> np.ndarray:
+    """Pixels in [0, 1] → uint8, rounded as diffusers rounds for PIL."""
+    return (frames * 255).round().astype(np.uint8)
+
+
+def _told(progress: Progress | None, steps: int) -> Callable[..., dict[str, Any]] | None:
+    if progress is None:
+        return None
+
+    def told(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        progress(step + 1, steps)
+        return tensors
+
+    return told
+
+
+def _check_counts(
+    prompts: Sequence[str] | None, images: np.ndarray | None, seeds: Sequence[int], **numbers: int
+) -> None:
+    if prompts is None and images is None:
+        raise UserError("sample", "neither prompt nor image", "one of them, or both", "add --prompt or --image")
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(name, str(number), "at least 1", "choose more")
+    for name, given in (("prompts", prompts), ("images", images)):
+        if given is not None and len(given) != len(seeds):
+            raise UserError("sample", f"{len(given)} {name} and {len(seeds)} seeds", "one seed each", "correct one")
+
+
+def _check_size(height: int, width: int, multiple: int) -> None:
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels < 1 or pixels % multiple:
+            near = max(multiple, round(pixels / multiple) * multiple)
+            raise UserError(name, f"{pixels} pixels", f"a multiple of {multiple}, by this model's codec", f"try {near}")

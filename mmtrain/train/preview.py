@@ -1,0 +1,101 @@
+"""Previews: while a run trains, the very code of `mmtrain sample` makes clips with the weights that would be exported."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.svd import StableVideoDiffusion
+from mmtrain.errors import UserError
+from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.mp4 import contact_sheet, write_mp4
+from mmtrain.train.module import TrainModule
+
+
+class Preview(pl.Callback):
+    """Samples fixed prompts with fixed seeds before the first step and every n steps, base beside adapted.
+
+    Args:
+        every: optimizer steps between previews.
+        prompts: what to sample.
+        sd: folder or hub id of the Stable Diffusion that draws first frames for a video model, or None for text alone.
+        seed: of the first prompt; the next ones count on.
+        num_inference_steps: of sampling.
+        guidance_scale: of sampling.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int,
+        prompts: list[str],
+        sd: str | None = None,
+        seed: int = 0,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 3.0,
+    ) -> None:
+        if every < 1 or not prompts:
+            raise UserError("preview", f"every {every}, {len(prompts)} prompts", "at least one each", "correct them")
+        self.every, self.prompts, self.seed = every, prompts, seed
+        self.steps, self.guidance = num_inference_steps, guidance_scale
+        self.drawing = None if sd is None else StableDiffusion(path=sd)
+        self.folder: Path | None = None
+        self.base: np.ndarray | None = None
+        self.first: np.ndarray | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self.folder = Path(str(trainer.default_root_dir)) / "previews"
+            self.folder.mkdir(exist_ok=True)
+            self.base = self._sample(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        last = pl_module.step == pl_module.steps
+        if trainer.is_global_zero and (last or pl_module.step % self.every == 0):
+            with pl_module.averaged():
+                clips = self._sample(pl_module)
+            self._write(trainer, pl_module.step, clips)
+
+    def _sample(self, module: TrainModule) -> np.ndarray:
+        """Clips uint8 ``[b t h w c]``; pictures are clips of one frame."""
+        how: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        how["seeds"] = [self.seed + i for i in range(len(self.prompts))]
+        if isinstance(module.backbone, StableDiffusion):
+            return images(backbone=module.backbone, prompts=self.prompts, **how)[:, None]
+        if not isinstance(module.backbone, StableVideoDiffusion):
+            raise UserError("preview", f"a {type(module.backbone).__name__}", "a model that samples", "set preview=null")
+        if self.drawing is not None and self.first is None:
+            self.first = images(backbone=self.drawing, prompts=self.prompts, seeds=how["seeds"])
+        return VideoSampler(backbone=module.backbone).video(prompts=self.prompts, images=self.first, **how)
+
+    def _write(self, trainer: pl.Trainer, step: int, clips: np.ndarray) -> None:
+        assert self.folder is not None
+        assert self.base is not None
+        pairs = [clip for both in zip(self.base, clips, strict=True) for clip in both]
+        labels = [f"{who}: {prompt}" for prompt in self.prompts for who in ("base", f"step {step}")]
+        sheet = self.folder / f"step-{step:06d}.png"
+        contact_sheet(pairs, labels, sheet)
+        videos = [self.folder / f"step-{step:06d}-{i}.mp4" for i in range(len(clips))] if clips.shape[1] > 1 else []
+        for path, clip, prompt in zip(videos, clips, self.prompts, strict=False):
+            write_mp4(clip, path, metadata={"comment": f"AI-generated preview: {prompt}"})
+        for logger in trainer.loggers:
+            _send(logger, sheet, videos, self.prompts, step)
+
+
+def _send(logger: Any, sheet: Path, videos: list[Path], prompts: list[str], step: int) -> None:
+    """Pictures to TensorBoard; pictures and videos to Weights & Biases."""
+    if isinstance(logger, TensorBoardLogger):
+        from PIL import Image
+
+        logger.experiment.add_image("previews", np.asarray(Image.open(sheet).convert("RGB")), step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        import wandb
+
+        shown: dict[str, Any] = {"previews": wandb.Image(str(sheet))}
+        shown |= {f"video {i}": wandb.Video(str(v), caption=p, format="mp4") for i, (v, p) in enumerate(zip(videos, prompts, strict=False))}
+        logger.experiment.log(shown, step=step)

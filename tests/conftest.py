@@ -1,0 +1,86 @@
+"""Tiny untrained models, built once per session: folders that vanilla transformers and diffusers open."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import logging
+from omegaconf import OmegaConf
+
+from mmtrain.config.recipe import CONF
+
+SCHEDULERS = {name: OmegaConf.load(CONF / "backbone" / f"{name}_fresh.yaml") for name in ("sd", "svd")}
+
+
+def _saved(factory: pytest.TempPathFactory, name: str, model: Any) -> Path:
+    folder = factory.mktemp("models") / name
+    folder.mkdir()
+    logging.disable_progress_bar()
+    model.save(folder, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mmtrain.backbone import clip
+
+    torch.manual_seed(1)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "up", "down", "still", "on", "black"]
+    vision = {**tower, "image_size": 224, "patch_size": 56}
+    return _saved(tmp_path_factory, "clip", clip.fresh(words=words, max_tokens=16, text=tower, vision=vision, width=24))
+
+
+@pytest.fixture(scope="session")
+def tiny_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mmtrain.backbone import codec
+
+    torch.manual_seed(2)
+    model = codec.fresh(channels=[32, 32, 32, 32], latent_channels=4, layers=1, groups=32, side=64)
+    return _saved(tmp_path_factory, "codec", model)
+
+
+@pytest.fixture(scope="session")
+def tiny_video_codec(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path) -> Path:
+    from mmtrain.backbone import codec
+
+    return _saved(tmp_path_factory, "video_codec", codec.temporal_from(path=str(tiny_codec)))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory, tiny_codec: Path, tiny_clip: Path) -> Path:
+    from mmtrain.backbone import sd
+
+    torch.manual_seed(3)
+    unet = {
+        "sample_size": 8,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [32, 32],
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+    }
+    scheduler = OmegaConf.to_container(SCHEDULERS["sd"].scheduler)
+    model = sd.fresh(unet=unet, scheduler=scheduler, codec=str(tiny_codec), clip=str(tiny_clip))  # type: ignore[arg-type]
+    return _saved(tmp_path_factory, "sd", model)
+
+
+@pytest.fixture(scope="session")
+def tiny_svd(tmp_path_factory: pytest.TempPathFactory, tiny_video_codec: Path, tiny_clip: Path) -> Path:
+    from mmtrain.backbone import svd
+
+    torch.manual_seed(4)
+    unet = {
+        "sample_size": 8,
+        "down_block_types": ["DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"],
+        "up_block_types": ["CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal"],
+        "block_out_channels": [32, 32],
+        "addition_time_embed_dim": 8,
+        "layers_per_block": 1,
+        "num_attention_heads": [2, 2],
+    }
+    scheduler = OmegaConf.to_container(SCHEDULERS["svd"].scheduler)
+    codec, clip = str(tiny_video_codec), str(tiny_clip)
+    model = svd.fresh(unet=unet, scheduler=scheduler, codec=codec, clip=clip, num_frames=3)  # type: ignore[arg-type]
+    return _saved(tmp_path_factory, "svd", model)
