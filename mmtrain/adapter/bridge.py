@@ -26,7 +26,10 @@ class Bridge(nn.Module):
         super().__init__()
         if tokens < 1 or width % heads:
             raise UserError(
-                "adapter bridge", f"tokens {tokens}, width {width}, heads {heads}", "heads that divide width", "correct it"
+                "adapter bridge",
+                f"tokens {tokens}, width {width}, heads {heads}",
+                "heads that divide width",
+                "correct it",
             )
         self.tokens, self.width, self.heads = tokens, width, heads
 
@@ -40,7 +43,10 @@ class Bridge(nn.Module):
         self.keys = nn.Linear(into, self.width)
         self.values = nn.Linear(into, self.width)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(self.width), nn.Linear(self.width, 4 * self.width), nn.GELU(), nn.Linear(4 * self.width, self.width)
+            nn.LayerNorm(self.width),
+            nn.Linear(self.width, 4 * self.width),
+            nn.GELU(),
+            nn.Linear(4 * self.width, self.width),
         )
         self.out = nn.Linear(self.width, out)
         nn.init.zeros_(self.out.weight)

@@ -40,7 +40,9 @@ class LoRA(nn.Module):
         for pattern in self.targets:
             if not any(fnmatchcase(name, pattern) for name in layers):
                 some = ", ".join(sorted(layers)[:3])
-                raise UserError("adapter lora", f"the pattern {pattern!r} matches no layer", f"names like {some}", "correct it")
+                raise UserError(
+                    "adapter lora", f"the pattern {pattern!r} matches no layer", f"names like {some}", "correct it"
+                )
         chosen = sorted(n for n in layers if any(fnmatchcase(n, p) for p in self.targets))
         config = LoraConfig(
             r=self.rank,

@@ -31,7 +31,8 @@ class CLIP(nn.Module):
         )
 
     def _hold(self, model: nn.Module, tokenizer: Any, processor: Any, path: str) -> None:
-        self.model, self.tokenizer, self.processor, self.path = model, tokenizer, processor, path
+        self.model: Any = model
+        self.tokenizer, self.processor, self.path = tokenizer, processor, path
 
     @property
     def network(self) -> nn.Module:
@@ -112,4 +113,3 @@ def fresh(*, words: list[str], max_tokens: int, text: dict[str, Any], vision: di
     crop = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
     clip._hold(freeze(CLIPModel(config)), tokenizer, CLIPImageProcessorPil(size=side, crop_size=crop), "fresh")
     return clip
-

@@ -30,7 +30,9 @@ class KLCodec(nn.Module):
         self._hold(load(cls, path, subfolder), path)
 
     def _hold(self, model: Any, path: str) -> None:
-        self.model, self.path = model, path
+        self.model: Any = model
+        self.path = path
+        self.latent_square: Tensor  # running mean square of the latents, for the scaling factor
         self.temporal = isinstance(model, AutoencoderKLTemporalDecoder)
         self.register_buffer("latent_square", torch.tensor(1.0), persistent=False)
 

@@ -39,8 +39,10 @@ class StableDiffusion(nn.Module):
         )
 
     def _hold(self, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, path: str) -> None:
-        self.unet, self.vae, self.text_encoder, self.tokenizer = unet, vae, text_encoder, tokenizer
-        self.scheduler, self.path = scheduler, path
+        self.unet: Any = unet
+        self.vae: Any = vae
+        self.text_encoder: Any = text_encoder
+        self.tokenizer, self.scheduler, self.path = tokenizer, scheduler, path
         self.schedule = DDPMScheduler.from_config(scheduler.config)
         self._memo: dict[str, Tensor] = {}
 

@@ -18,12 +18,18 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from torch import Tensor, nn
-from transformers import CLIPImageProcessorPil, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from mmtrain.adapter.lora import merged
 from mmtrain.backbone.codec import encode_clip
 from mmtrain.backbone.text import TextTower
 from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
+from mmtrain.errors import UserError
 from mmtrain.rng import Rng, key
 
 FPS, MOTION_BUCKET, NOISE_AUG = 7, 127, 0.02  # the pipeline's own defaults
@@ -74,7 +80,9 @@ class StableVideoDiffusion(nn.Module):
         path: str,
         sigma: tuple[float, float],
     ) -> None:
-        self.unet, self.vae, self.image_encoder = unet, vae, image_encoder
+        self.unet: Any = unet
+        self.vae: Any = vae
+        self.image_encoder: Any = image_encoder
         self.processor, self.scheduler, self.path, self.sigma = processor, scheduler, path, sigma
         self.text: TextTower | None = None
         self.bridge: nn.Module | None = None
@@ -153,10 +161,10 @@ class StableVideoDiffusion(nn.Module):
         Raises:
             UserError: no text tower was given.
         """
-        from mmtrain.errors import UserError
-
         if self.text is None:
-            raise UserError("backbone.text_path", "null", "the CLIP whose text tower reads the prompts", "give its path")
+            raise UserError(
+                "backbone.text_path", "null", "the CLIP whose text tower reads the prompts", "give its path"
+            )
         text = self.text(captions)
         return text.embeds[:, None] if self.bridge is None else self.bridge(text)
 

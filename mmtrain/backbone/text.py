@@ -3,9 +3,9 @@
 Image towers and whole CLIP models are in `clip.py`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,7 +43,8 @@ class TextTower(nn.Module):
 
     def __init__(self, *, tokenizer: Any, model: nn.Module) -> None:
         super().__init__()
-        self.tokenizer, self.model = tokenizer, model
+        self.tokenizer: Any = tokenizer
+        self.model: Any = model
         self._memo: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
@@ -99,14 +100,8 @@ def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:
         vocab_size=1 << 15, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False, min_frequency=1
     )
     trained.train_from_iterator([w for w in words for _ in range(2)], trainer)
-    import json
-
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
     tokens = [*alphabet, *(a + "</w>" for a in alphabet), *dict.fromkeys(a + b for a, b in merges)]
     vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
-
-
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    tokenizer.save_pretrained(folder)

@@ -23,7 +23,7 @@ def folder(
     Args:
         folder: images and MP4 clips with captions beside them, in metadata.csv or in metadata.jsonl.
         shards: where the packed shards are kept, one folder per content.
-        caption: template for files without a caption; ``{name}`` is the file's name in words. None: a caption is wanted.
+        caption: template for files without a caption; ``{name}`` is the file's name in words. None: refuse them.
         num_frames, size: as for `Source`.
         max_bad_fraction: share of the files that may fail to decode; each is named.
 

@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,10 @@ def find_shards(where: str | Path) -> list[Path]:
     found = []
     for name in _braces(str(where)):
         if any(mark in name for mark in "*?["):
-            matched = sorted(Path(p).absolute() for p in glob(name) if p.endswith(".tar"))
+            full = Path(name).absolute()
+            matched = sorted(
+                p for p in Path(full.anchor).glob(str(full.relative_to(full.anchor))) if p.suffix == ".tar"
+            )
         else:
             matched = [Path(name).absolute()] if Path(name).is_file() else []
         if not matched:

@@ -89,7 +89,9 @@ class Scene:
 
     def truth(self) -> dict[str, Any]:
         """The facts that a caption may tell and a judge must find, JSON-ready."""
-        facts = [{k: v for k, v in asdict(s).items() if k in ("shape", "colour", "size", "motion")} for s in self.sprites]
+        facts = [
+            {k: v for k, v in asdict(s).items() if k in ("shape", "colour", "size", "motion")} for s in self.sprites
+        ]
         return {"background": self.background, "objects": facts, "relation": self.relation}
 
 
@@ -242,7 +244,9 @@ def clutter(seed: int, index: int) -> np.ndarray:
     colours, backgrounds = (np.array(list(c.values()), np.float64) for c in (COLOURS, BACKGROUNDS))
     canvas = np.broadcast_to(backgrounds[rng.integers(len(backgrounds))], (side, side, 3)).copy()
     for _ in range(rng.integers(1, 9)):
-        paint = colours[rng.integers(len(colours))] if rng.random() < 0.8 else backgrounds[rng.integers(len(backgrounds))]
+        paint = (
+            colours[rng.integers(len(colours))] if rng.random() < 0.8 else backgrounds[rng.integers(len(backgrounds))]
+        )
         x, y, half = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(4.5, 19.0)
         cover = coverage(str(rng.choice(SHAPES)), xs - x, ys - y, half)[..., None]
         canvas += cover * (paint - canvas)

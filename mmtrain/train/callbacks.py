@@ -79,9 +79,7 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, run_id: str, every: int, keep: int) -> None:
         self.folder, self.run_id, self.every, self.keep = folder, run_id, every, keep
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = pl_module.step == pl_module.steps
         if trainer.is_global_zero and (last or pl_module.step % self.every == 0):
             checkpoint.save(pl_module, self.folder, self.run_id, self.keep)
@@ -112,9 +110,7 @@ class Shown(pl.Callback):
         self.bar.start()
         self.task = self.bar.add_task(self.name, total=pl_module.steps, completed=pl_module.step, facts="")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         shown = self.log_.shown
         facts = " ".join(f"{n} {shown[n]:.4g}" for n in shown if n != "lr")
         if self.bar is not None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from mmtrain import artifact, config
+from mmtrain.batch import to_unit
 from mmtrain.data.cache import encode_shards
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
@@ -120,15 +121,11 @@ def _cached(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, say: 
     if schedule.threads == "auto":
         frames = torch.stack([_first(pixels)] * 4)
         calibrate(lambda: backbone.encode(frames))
-    encode_shards(
-        pixels, folder, encode=backbone.encode, encoder_id=backbone.encoder_id, batch_size=8, progress=shown
-    )
+    encode_shards(pixels, folder, encode=backbone.encode, encoder_id=backbone.encoder_id, batch_size=8, progress=shown)
     return Source(shards=str(folder), window=pixels.window, require_captions=pixels.require_captions)
 
 
 def _first(source: Source) -> torch.Tensor:
-    from mmtrain.batch import to_unit
-
     return to_unit(source.sample(0).frames.copy())
 
 
@@ -180,7 +177,7 @@ def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, 
     threads = _choose_threads(schedule, module, loader)
     run.update_manifest(trainable=count, frozen=max(frozen, 0), threads=threads)
     say.print(f"{count:,} weights train, {max(frozen, 0):,} are frozen; {threads} thread(s)")
-    module.backbone.train(any("full" in type(a).__name__.lower() for a in module.adapters.values()))
+    module.backbone.train(artifact.is_whole_backbone(dict(module.adapters.items())))
     trainer.fit(module, loader)
 
 

@@ -1,4 +1,4 @@
-"""Previews: while a run trains, the very code of `mmtrain sample` makes clips with the weights that would be exported."""
+"""Previews: while a run trains, the code of `mmtrain sample` makes clips with the weights that would be exported."""
 
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,7 @@ class Preview(pl.Callback):
             self.folder.mkdir(exist_ok=True)
             self.base = self._sample(pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = pl_module.step == pl_module.steps
         if trainer.is_global_zero and (last or pl_module.step % self.every == 0):
             with pl_module.averaged():
@@ -68,7 +66,9 @@ class Preview(pl.Callback):
         if isinstance(module.backbone, StableDiffusion):
             return images(backbone=module.backbone, prompts=self.prompts, **how)[:, None]
         if not isinstance(module.backbone, StableVideoDiffusion):
-            raise UserError("preview", f"a {type(module.backbone).__name__}", "a model that samples", "set preview=null")
+            raise UserError(
+                "preview", f"a {type(module.backbone).__name__}", "a model that samples", "set preview=null"
+            )
         if self.drawing is not None and self.first is None:
             self.first = images(backbone=self.drawing, prompts=self.prompts, seeds=how["seeds"])
         return VideoSampler(backbone=module.backbone).video(prompts=self.prompts, images=self.first, **how)
@@ -97,5 +97,8 @@ def _send(logger: Any, sheet: Path, videos: list[Path], prompts: list[str], step
         import wandb
 
         shown: dict[str, Any] = {"previews": wandb.Image(str(sheet))}
-        shown |= {f"video {i}": wandb.Video(str(v), caption=p, format="mp4") for i, (v, p) in enumerate(zip(videos, prompts, strict=False))}
+        shown |= {
+            f"video {i}": wandb.Video(str(v), caption=p, format="mp4")
+            for i, (v, p) in enumerate(zip(videos, prompts, strict=False))
+        }
         logger.experiment.log(shown, step=step)
