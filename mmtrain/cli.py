@@ -333,12 +333,15 @@ def _add_evaluate(verbs: Any) -> None:
     evaluate.add_argument("--guidance-scale", type=float)
     evaluate.add_argument("--steps", type=_positive, help="inference steps")
     evaluate.add_argument("--negative-prompt", default="", help="what to steer away from")
-    evaluate.add_argument("--first-frame", metavar="SD", help="Stable Diffusion of the way sd (default: the shipped one)")
+    evaluate.add_argument("--num-frames", type=_positive, help="of a clip (default: the model's)")
+    evaluate.add_argument("--height", type=_positive, help="pixels (default: the model's)")
+    evaluate.add_argument("--width", type=_positive, help="pixels (default: the model's)")
+    evaluate.add_argument("--first-frame", metavar="SD", help="draws first frames (default: the shipped one)")
     evaluate.add_argument("--batch", type=_positive, default=8, help="clips made at once (default 8)")
     evaluate.add_argument("--out", metavar="DIR", type=Path, help="default: evaluations/ and the artifact's name")
     report = _add(verbs, "report", _report, "write one self-contained HTML page about a run and its evaluation")
     report.add_argument("run_folder", metavar="RUN", help="a run's folder, the start of its id, or `latest`")
-    report.add_argument("--evaluation", metavar="DIR", type=Path, help="default: the newest of this run in evaluations/")
+    report.add_argument("--evaluation", metavar="DIR", type=Path, help="default: the newest in evaluations/")
     report.add_argument("--out", metavar="FILE", type=Path, help="default: reports/ and the run's name")
 
 
@@ -347,12 +350,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     from mmtrain.evaluate.arms import Settings
     from mmtrain.evaluate.run import evaluate
 
-    settings = Settings(
-        guidance_scale=args.guidance_scale,
-        **({} if args.steps is None else {"num_inference_steps": args.steps}),
-        negative_prompt=args.negative_prompt,
-        first_frame=args.first_frame or shipped("sd"),
-    )
+    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width")
+    chosen = {"num_inference_steps": args.steps} if args.steps is not None else {}
+    chosen |= {name: vars(args)[name] for name in names}
+    settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
     names = ("prompts_from", "count", "two_objects", "seed", "batch", "out")
     lists = {name: [word for word in vars(args)[name].split(",") if word] for name in ("ways", "metrics")}
     print(evaluate(args.artifact, settings=settings, **lists, **{name: vars(args)[name] for name in names}))

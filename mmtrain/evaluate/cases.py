@@ -54,9 +54,8 @@ class Case:
             drawn = Image.fromarray(world.render(self.scene, num_frames=1, side=min(height, width))[0])
             return np.asarray(drawn if drawn.size == (width, height) else drawn.resize((width, height)))
         if self.image is None:
-            raise UserError(
-                f"prompt “{self.prompt}”", "it has no first frame", 'an "image" beside it', "or leave the way `image` out"
-            )
+            wanted = 'an "image" beside it, in a .jsonl'
+            raise UserError(f"prompt “{self.prompt}”", "no first frame", wanted, "or leave the way `image` out")
         try:
             with Image.open(self.image) as opened:
                 return np.asarray(opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
@@ -95,7 +94,7 @@ def from_file(path: Path, *, seed: int) -> list[Case]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(str(path), f"no UTF-8 text ({error.reason})", "one prompt a line", "save it as UTF-8") from error
+        raise UserError(str(path), f"no UTF-8 ({error.reason})", "one prompt a line", "save it as UTF-8") from error
     read = _json if path.suffix == ".jsonl" else _plain
     found = [
         Case(name=f"prompt-{i:03d}", group=OWN, seed=key("evaluate", seed, OWN, i) % _SEEDS, **facts)
@@ -120,6 +119,18 @@ def _json(line: str, where: str, path: Path) -> dict[str, Any]:
     if not sound or not all(isinstance(value, known[name]) for name, value in facts.items()):
         wanted = 'an object with "prompt" and perhaps "truth" and "image"'
         raise UserError(where, line.strip()[:80], wanted, "correct the line")
+    if "truth" in facts and not _is_truth(facts["truth"]):
+        wanted = '"background", "relation" and one or two "objects" of "shape", "colour", "size" and "motion"'
+        raise UserError(where, f"the truth {json.dumps(facts['truth'])[:80]}", wanted, "correct it, or leave it out")
     if "image" in facts:
         facts["image"] = path.parent / facts["image"]
     return dict(facts)
+
+
+def _is_truth(facts: dict[str, Any]) -> bool:
+    """Whether these are facts as a scene of the world tells them."""
+    objects = facts.get("objects")
+    if facts.keys() != {"background", "objects", "relation"} or not isinstance(objects, list):
+        return False
+    told = {"shape", "colour", "size", "motion"}
+    return len(objects) in (1, 2) and all(isinstance(o, dict) and o.keys() == told for o in objects)

@@ -2,6 +2,7 @@
 
 import csv
 from html import escape
+from itertools import pairwise
 from math import ceil, floor, log10
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def read(file: Path) -> dict[str, Curve]:
         table = np.array([[float(value) for value in row] for row in rows[1:]])
         place = names.index("step")
     except ValueError as error:
-        raise UserError(str(file), f"a row of other things than numbers ({error})", "a run's metrics", "mend it") from error
+        raise UserError(str(file), f"not all numbers ({error})", "a run's metrics", "mend it") from error
     last = {step: i for i, step in enumerate(table[:, place])}
     table = table[[last[step] for step in sorted(last)]]
     return {name: (table[:, place], table[:, i]) for i, name in enumerate(names) if i != place}
@@ -57,9 +58,11 @@ def figure(name: str, curve: Curve, *, first: bool) -> str:
     small = "; ".join(word for word in about if word)
     spoken = f"{name} from {smooth[0]:.4g} at step {steps[0]:.0f} to {smooth[-1]:.4g} at step {steps[-1]:.0f}"
     return (
-        f'<figure class="curve{" first" if first else ""}"><figcaption>{escape(name)}<small>{small}</small></figcaption>'
+        f'<figure class="curve{" first" if first else ""}">'
+        f"<figcaption>{escape(name)}<small>{small}</small></figcaption>"
         f'<div class="plot"><svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(spoken)}">{lines}{drawn}</svg>{labels}<span class="axis">optimizer step</span></div></figure>'
+        f'aria-label="{escape(spoken)}">{lines}{drawn}</svg>{labels}'
+        f'<span class="axis">optimizer step</span></div></figure>'
     )
 
 
@@ -117,7 +120,7 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> Curve:
     if len(values) <= 2 * _POINTS:
         return steps, values
     edges = np.linspace(0, len(values), _POINTS + 1).astype(int)
-    parts = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [slice(a, b) for a, b in pairwise(edges)]
     kept = [sorted({p.start + int(values[p].argmin()), p.start + int(values[p].argmax())}) for p in parts]
     chosen = [i for pair in kept for i in pair]
     return steps[chosen], values[chosen]

@@ -33,9 +33,8 @@ class Fulfilment:
             UserError: fewer frames than the judge can tell circling from jumping by.
         """
         if len(frames) < LEAST_FRAMES:
-            raise UserError(
-                "metric fulfilment", f"clips of {len(frames)} frames", f"at least {LEAST_FRAMES}", "leave the metric out"
-            )
+            came, fix = f"a clip of {len(frames)} frames", "make longer clips, or leave the metric out"
+            raise UserError("metric fulfilment", came, f"at least {LEAST_FRAMES}", fix)
         reading = read(frames)
         if case.truth is None:
             return {"vanished or jumped": reading.vanished or reading.jumped}

@@ -90,13 +90,17 @@ def _table(way: str, group: str, rows: Sequence[Row]) -> str:
     all_shares = all(row["share"] for row in rows)
     scale = '<div class="scale"><span>0 %</span><span>50 %</span><span>100 %</span></div>' if all_shares else ""
     heads = '<th scope="col"></th><th scope="col" class="bars">' + scale + "</th>"
-    heads += "".join(f'<th scope="col" class="n"><span class="swatch {arm}">{arm}</span><small></small></th>' for arm in ARMS)
+    heads += "".join(f'<th scope="col" class="n">{_swatch(arm)}<small></small></th>' for arm in ARMS)
     heads += '<th scope="col" class="n change">difference<small></small></th>'
     body = "".join(_row(row, most) for row in rows)
     return (
         f"<h3>{escape(group.capitalize())} <small class='note'>{most} prompts</small></h3>"
         f'<table class="result"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
     )
+
+
+def _swatch(arm: str) -> str:
+    return f'<span class="swatch {arm}">{arm}</span>'
 
 
 def _row(row: Row, most: int) -> str:
@@ -149,7 +153,7 @@ def clips(evaluated: Mapping[str, Any], folder: Path) -> str:
         for clip in mine:
             room -= sum((folder / clip[arm]["clip"]).stat().st_size for arm in ARMS)
             if room >= 0:
-                cards.append(_card(clip, folder, lower, evaluated["shape"]))
+                cards.append(_card(clip, folder, lower))
         text += f"<h3>{escape(group.capitalize())}</h3>{_grid(cards[:_OPEN])}"
         if cards[_OPEN:]:
             text += f"<details><summary>{len(cards) - _OPEN} more</summary>{_grid(cards[_OPEN:])}</details>"
@@ -169,13 +173,14 @@ def _grid(cards: Iterable[str]) -> str:
     return f'<div class="grid">{"".join(cards)}</div>'
 
 
-def _card(clip: Mapping[str, Any], folder: Path, lower: set[str], shape: Sequence[int]) -> str:
+def _card(clip: Mapping[str, Any], folder: Path, lower: set[str]) -> str:
     sides = []
     for arm in ARMS:
         film = base64.b64encode((folder / clip[arm]["clip"]).read_bytes()).decode()
-        size = f'width="{shape[2]}" height="{shape[1]}"{" class=small" if shape[2] < _SMALL else ""}'
+        _, high, wide, _ = clip[arm]["shape"]
+        size = f'width="{wide}" height="{high}"{" class=small" if wide < _SMALL else ""}'
         video = f'<video autoplay loop muted playsinline {size} src="data:video/mp4;base64,{film}"></video>'
-        who = f'<p class="who"><span class="swatch {arm}">{arm}</span></p>'
+        who = f'<p class="who">{_swatch(arm)}</p>'
         sides.append(f"<div>{who}{video}{_facts(clip[arm]['numbers'], lower)}</div>")
     return (
         f'<figure class="card"><figcaption>{escape(clip["prompt"])}</figcaption>'

@@ -18,6 +18,7 @@ from mmtrain.evaluate import curves, outcome, page
 from mmtrain.run import Run
 
 TEMPLATE = Path(__file__).with_name("page.html")
+_WEIGHTS = {"trainable": "trained", "frozen": "frozen"}
 _MARK = '<meta name="generator" content="mmtrain report">'
 
 
@@ -78,7 +79,8 @@ def _refuse_others(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_file() or _MARK not in target.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise UserError(str(target), "the output exists", "a new file, or a report to replace", "name another with --out")
+        wanted = "a new file, or a report to replace"
+        raise UserError(str(target), "the output exists", wanted, "name another with --out")
 
 
 def _newest(run: Run, folder: str = "evaluations") -> Path | None:
@@ -115,7 +117,7 @@ def _circumstances(manifest: dict[str, Any], evaluated: dict[str, Any] | None) -
         "Seed": str(manifest["seed"]),
         "Data": manifest["data"],
         "Bases": "; ".join(f"{name} {_neutral(b['path'])} {b['digest'][:16]}" for name, b in manifest["bases"].items()),
-        "Weights": f"{manifest['trainable']:,} trained, {manifest['frozen']:,} frozen" if "trainable" in manifest else "",
+        "Weights": ", ".join(f"{manifest[k]:,} {word}" for k, word in _WEIGHTS.items() if k in manifest),
         "Code": manifest["code"],
         "Git": f"{git['commit']}{', tracked files changed' if git['dirty'] else ''}" if git is not None else "",
         "Hardware": f"{hardware['cpu']}, {hardware['cores']} cores of which {threads} in use; {cards}",
@@ -123,9 +125,10 @@ def _circumstances(manifest: dict[str, Any], evaluated: dict[str, Any] | None) -
     }
     if evaluated is not None:
         settings = {"seed": evaluated["seed"], **evaluated["settings"], "prompts": evaluated["prompts_from"]}
-        told = ", ".join(f"{name} {_neutral(str(value))}" for name, value in settings.items() if value not in (None, ""))
-        facts["Evaluated"] = f"{evaluated['made']}, step {evaluated['artifact']['step']}, in {evaluated['seconds']:.0f} s"
-        facts["Sampling"] = told
+        told = {name: _neutral(str(value)) for name, value in settings.items() if value not in (None, "")}
+        step, seconds = evaluated["artifact"]["step"], evaluated["seconds"]
+        facts["Evaluated"] = f"{evaluated['made']}, step {step}, in {seconds:.0f} s"
+        facts["Sampling"] = ", ".join(f"{name} {value}" for name, value in told.items())
     return {name: value for name, value in facts.items() if value}
 
 

@@ -1,6 +1,7 @@
 """One picture of an evaluation: a row to each prompt, frames of the base on the left, of the adapted on the right."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -36,7 +37,7 @@ def _chosen(clip: np.ndarray) -> np.ndarray:
     return clip[np.linspace(0, len(clip) - 1, _FRAMES).round().astype(int)]
 
 
-def _fitting(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> str:
+def _fitting(text: str, draw: ImageDraw.ImageDraw, font: Any, room: int) -> str:
     """The text on one line, cut to the room."""
     line = " ".join(text.split())
     while draw.textlength(line, font=font) > room:
