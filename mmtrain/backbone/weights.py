@@ -130,8 +130,8 @@ def write_manifest(folder: Path) -> None:
 
 
 def digest(*modules: nn.Module) -> str:
-    """Hash of names, shapes and values of the modules' weights, the same for the same numbers in memory, whether LoRA is
-    attached to them or not."""
+    """Hash of names, shapes and values of the modules' weights: the same for the same numbers in memory, whether LoRA
+    is attached to them or not."""
     total = hashlib.blake2b(digest_size=16)
     for module in modules:
         weights = {n.replace(".base_layer.", "."): w for n, w in module.state_dict().items() if ".lora_" not in n}

@@ -76,7 +76,7 @@ class Log(pl.Callback):
     def _write(self, rows: list[dict[str, float]]) -> None:
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(rows[0])
             writer.writerows([[repr(v) for v in row.values()] for row in rows])

@@ -277,7 +277,12 @@ def artifact_of(tmp_path: Path, tiny_svd: Path, tiny_clip: Path) -> Callable[[fl
         )
         target = "mmtrain.backbone.svd.StableVideoDiffusion"
         facts = {
-            **{"version": 1, "name": "toy", "run_id": "0123456789abcdef", "step": 7, "data": "d1", "seed": 0},
+            "version": 1,
+            "name": "toy",
+            "run_id": "0123456789abcdef",
+            "step": 7,
+            "data": "d1",
+            "seed": 0,
             "base": backbone.base,
             "backbone": {"_target_": target, "path": str(tiny_svd), "text_path": str(tiny_clip)},
             "adapters": {"bridge": BRIDGE},

@@ -11,7 +11,7 @@ from mmtrain.backbone.clip import CLIP, prepare
 from mmtrain.backbone.codec import KLCodec, temporal_from
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
-from mmtrain.backbone.text import tokenize
+from mmtrain.backbone.text import tokenize, word_tokenizer
 from mmtrain.batch import Batch
 from mmtrain.objective.contrastive import Contrastive, symmetric
 from mmtrain.objective.denoise import Denoise
@@ -119,3 +119,12 @@ def test_draws_depend_on_name_step_and_position_alone(stream: str):
     assert not torch.equal(whole, Rng(7, 3, range(6)).normal("other", (4,)))
     torch.rand(1)  # a global draw in between changes nothing
     assert torch.equal(whole, Rng(7, 3, range(6)).normal(stream, (4,)))
+
+
+def test_each_word_is_one_token_and_other_text_falls_apart():
+    words = ["red", "green", "square", "growing", "circle", "circling", ","]
+    tokenizer = word_tokenizer(words, 16)
+    for word in words:
+        assert len(tokenizer(word).input_ids) == 3  # begin, word, end
+    assert tokenizer.decode(tokenizer("green qux").input_ids, skip_special_tokens=True).split() == ["green", "qux"]
+    assert word_tokenizer(words[::-1], 16).get_vocab() == tokenizer.get_vocab()
