@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mmtrain.errors import UserError, UserErrors
+from mmtrain.threads import keep_pages
 
 Verb = Callable[[argparse.Namespace], object]
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trace = "--trace" in words
     try:
         args = _parse(words)
+        keep_pages()
         args.run(args)
     except UserError as error:
         if trace:
