@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## train an adapter on the shipped backbones, sample, evaluate, print the table
-	@env -u OMP_NUM_THREADS $(PY) -m mmtrain demo
+	@env -u OMP_NUM_THREADS bash recipes/demo.sh $(VENV)/bin/mmtrain
 
 test: lint ## lint, then every test
 	@$(PY) -m pytest -n $(WORKERS)
@@ -32,14 +32,11 @@ lint: $(STAMP) ## ruff, mypy and the rule that imports go down only
 	@$(VENV)/bin/mypy --no-error-summary
 	@$(VENV)/bin/lint-imports --no-cache > $(VENV)/lint-imports.txt 2>&1 || { cat $(VENV)/lint-imports.txt; exit 1; }
 
-backbones: $(STAMP) ## train the shipped tiny backbones again (hours)
-	@set -e; for name in clip codec sd svd; do \
-		$(PY) -m mmtrain train pretrain_$$name; \
-		$(PY) -m mmtrain export latest --to data/backbones/$$name --dtype fp16; \
-	done
+backbones: $(STAMP) ## train the shipped tiny backbones again (two hours on two cores; recipes/LOG.md)
+	@bash recipes/backbones.sh $(VENV)/bin/mmtrain
 
-bench: $(STAMP) ## seconds per step, samples per second
-	@$(PY) -m mmtrain bench
+bench: $(STAMP) ## what Lightning and our code cost over a bare loop of the same maths
+	@$(PY) benchmarks/step.py
 
 clean: ## remove builds and caches; never runs, exports, samples or data
 	@rm -rf build dist

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mmtrain.errors import UserError, UserErrors
+from mmtrain.threads import keep_pages
 
 Verb = Callable[[argparse.Namespace], object]
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trace = "--trace" in words
     try:
         args = _parse(words)
+        keep_pages()
         args.run(args)
     except UserError as error:
         if trace:
@@ -322,29 +324,58 @@ def _sample(args: argparse.Namespace) -> None:
 def _add_evaluate(verbs: Any) -> None:
     evaluate = _add(verbs, "evaluate", _evaluate, "compare base and adapted on held-out prompts, with intervals")
     evaluate.add_argument("artifact", metavar="ARTIFACT", type=Path, help="an exported folder")
-    evaluate.add_argument("--prompts", type=_positive, default=48, help="how many held-out prompts")
+    text = "heldout: scenes of the world (default); or a .txt of prompts, one a line, or a .jsonl"
+    evaluate.add_argument("--prompts-from", metavar="FILE", default="heldout", help=text)
+    evaluate.add_argument("--count", type=_positive, default=48, help="held-out prompts of one object (default 48)")
+    evaluate.add_argument("--two-objects", type=_count, default=16, help="and of two objects (default 16)")
+    text = "first frame by Stable Diffusion, none, the true one; several with commas (default sd)"
+    evaluate.add_argument("--ways", metavar="sd,none,image", default="sd", help=text)
+    evaluate.add_argument("--metrics", default="fulfilment", help="names in conf/metric, with commas")
     evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--out", metavar="DIR", type=Path)
-    report = _add(verbs, "report", _report, "write one self-contained HTML page of an evaluation")
-    report.add_argument("evaluation", metavar="FOLDER", type=Path, help="what evaluate wrote")
-    report.add_argument("--out", metavar="FILE", type=Path)
+    evaluate.add_argument("--guidance-scale", type=float)
+    evaluate.add_argument("--steps", type=_positive, help="inference steps")
+    evaluate.add_argument("--negative-prompt", default="", help="what to steer away from")
+    evaluate.add_argument("--num-frames", type=_positive, help="of a clip (default: the model's)")
+    evaluate.add_argument("--height", type=_positive, help="pixels (default: the model's)")
+    evaluate.add_argument("--width", type=_positive, help="pixels (default: the model's)")
+    evaluate.add_argument("--first-frame", metavar="SD", help="draws first frames (default: the shipped one)")
+    evaluate.add_argument("--batch", type=_positive, default=8, help="clips made at once (default 8)")
+    evaluate.add_argument("--out", metavar="DIR", type=Path, help="default: evaluations/ and the artifact's name")
+    report = _add(verbs, "report", _report, "write one self-contained HTML page about a run and its evaluation")
+    report.add_argument("run_folder", metavar="RUN", help="a run's folder, the start of its id, or `latest`")
+    report.add_argument("--evaluation", metavar="DIR", type=Path, help="default: the newest in evaluations/")
+    report.add_argument("--out", metavar="FILE", type=Path, help="default: reports/ and the run's name")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from mmtrain.config import shipped
+    from mmtrain.evaluate.arms import Settings
     from mmtrain.evaluate.run import evaluate
 
-    print(evaluate(args.artifact, prompts=args.prompts, seed=args.seed, out=args.out))
+    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width")
+    chosen = {"num_inference_steps": args.steps} if args.steps is not None else {}
+    chosen |= {name: vars(args)[name] for name in names}
+    settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
+    names = ("prompts_from", "count", "two_objects", "seed", "batch", "out")
+    lists = {name: [word for word in vars(args)[name].split(",") if word] for name in ("ways", "metrics")}
+    print(evaluate(args.artifact, settings=settings, **lists, **{name: vars(args)[name] for name in names}))
 
 
 def _report(args: argparse.Namespace) -> None:
     from mmtrain.evaluate.report import report
 
-    print(report(args.evaluation, out=args.out))
+    print(report(args.run_folder, evaluation=args.evaluation, out=args.out))
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 

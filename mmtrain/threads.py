@@ -1,10 +1,28 @@
-"""How many threads pay: on a machine whose cores are busy, two can be fifty times slower than one."""
+"""What a process asks of the machine before heavy work: threads that pay, and memory that stays.
 
+On a machine whose cores are busy two threads can be fifty times slower than one; and glibc gives the pages of each large
+tensor back to the system, so that every operation of a step faults them in again.
+"""
+
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable
 
-import torch
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_LARGE = 1 << 30
+
+
+def keep_pages() -> bool:
+    """Tell glibc's allocator to keep freed memory; whether it took the advice (other platforms do as they do)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def calibrate(work: Callable[[], object]) -> int:
@@ -12,6 +30,8 @@ def calibrate(work: Callable[[], object]) -> int:
 
     The work is done three times per count, the best of two timed; a count must win by a tenth over a smaller one.
     """
+    import torch
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     best, best_seconds, count = 1, float("inf"), 1
     while count <= cores:

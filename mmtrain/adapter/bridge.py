@@ -40,7 +40,7 @@ class Bridge(nn.Module):
         into, out = backbone.text.width, backbone.conditioning_width
         self.shared = backbone.text.shared_width == out
         self.queries = nn.Parameter(torch.randn(self.tokens, self.width) * 0.5)
-        self.keys = nn.Linear(into, self.width)
+        self.keys = nn.Linear(into, self.width, bias=False)  # a softmax does not see a bias of its keys
         self.values = nn.Linear(into, self.width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(self.width),

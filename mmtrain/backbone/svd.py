@@ -84,8 +84,9 @@ class StableVideoDiffusion(nn.Module):
         self.vae: Any = vae
         self.image_encoder: Any = image_encoder
         self.processor, self.scheduler, self.path, self.sigma = processor, scheduler, path, sigma
-        self.text: TextTower | None = None
-        self.bridge: nn.Module | None = None
+        self.text: TextTower | None
+        self.bridge: nn.Module | None
+        self.text = self.bridge = None
 
     @property
     def network(self) -> nn.Module:

@@ -3,22 +3,20 @@
 Image towers and whole CLIP models are in `clip.py`.
 """
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from mmtrain.errors import UserError
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+BOS, EOS, END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 @dataclass
@@ -94,14 +92,31 @@ def tokenize(tokenizer: Any, captions: Sequence[str], device: torch.device | str
 def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:
     """A CLIP tokenizer whose merges make one token of each given word; any other text falls apart into bytes."""
     alphabet = sorted(ByteLevel.alphabet())
-    trained = Tokenizer(BPE(end_of_word_suffix="</w>", unk_token=EOS))
-    trained.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(
-        vocab_size=1 << 15, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False, min_frequency=1
-    )
-    trained.train_from_iterator([w for w in words for _ in range(2)], trainer)
-    model = json.loads(trained.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
-    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *dict.fromkeys(a + b for a, b in merges)]
+    merges = word_merges(words)
+    tokens = [*alphabet, *(letter + END for letter in alphabet), *(first + second for first, second in merges)]
     vocab = {token: i for i, token in enumerate([*dict.fromkeys(tokens), BOS, EOS])}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def word_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges (Sennrich et al. 2016) until every word is one token: the most frequent pair first, of equals
+    the first in the alphabet. The tokenizers library's own trainer breaks ties by the order of a hash map, so that two
+    runs of it number the tokens differently."""
+    pieces = [[*word[:-1], word[-1] + END] for word in sorted(set(words))]
+    merges = []
+    while any(len(word) > 1 for word in pieces):
+        pairs = Counter(pair for word in pieces for pair in pairwise(word))
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        pieces = [_merge(word, best) for word in pieces]
+    return merges
+
+
+def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in word:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged

@@ -6,11 +6,14 @@ Every family loads its parts through `load`; nothing here knows a family.
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging as hub_logging
 
 from mmtrain.errors import UserError
 
@@ -35,9 +38,10 @@ def load(
     verify(path, subfolder)
     where = {} if subfolder is None else {"subfolder": subfolder}
     try:
-        model, info = cls.from_pretrained(
-            path, revision=revision, torch_dtype=torch.float32, output_loading_info=True, **where
-        )
+        with _unreported():
+            model, info = cls.from_pretrained(
+                path, revision=revision, torch_dtype=torch.float32, output_loading_info=True, **where
+            )
     except (OSError, ValueError) as error:
         raise UserError(
             f"backbone {path}{'/' + subfolder if subfolder else ''}",
@@ -54,6 +58,18 @@ def load(
             "use the weights that belong to this class",
         )
     return freeze(model)
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Keys are accounted for by `load`: the libraries' own reports and bars would only repeat it."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -114,8 +130,8 @@ def write_manifest(folder: Path) -> None:
 
 
 def digest(*modules: nn.Module) -> str:
-    """Hash of names, shapes and values of the modules' weights: the same for the same numbers in memory, with LoRA
-    attached or without."""
+    """Hash of names, shapes and values of the modules' weights: the same for the same numbers in memory, whether LoRA
+    is attached to them or not."""
     total = hashlib.blake2b(digest_size=16)
     for module in modules:
         weights = {n.replace(".base_layer.", "."): w for n, w in module.state_dict().items() if ".lora_" not in n}

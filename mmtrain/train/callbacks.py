@@ -28,8 +28,16 @@ class Log(pl.Callback):
         self.shown: dict[str, float] = {}
         self.started, self.samples = time.perf_counter(), 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.started, self.samples = time.perf_counter(), 0
+        if trainer.is_global_zero and self.path.exists():
+            self._forget_after(pl_module.step)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the rows of steps that were logged, but not saved, before a resume: they are done again."""
+        head, *rows = self.path.read_text().splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= step]
+        self.path.write_text("".join([head, *kept]))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
@@ -41,7 +49,8 @@ class Log(pl.Callback):
             self.flush(trainer, pl_module)
 
     def flush(self, trainer: pl.Trainer, module: TrainModule) -> None:
-        rows = []
+        rows: list[dict[str, float]] = []
+        steps = [step for step, *_ in self.pending]
         for step, loss, logs, keys in self.pending:
             value = float(loss)
             if not torch.isfinite(loss):
@@ -60,14 +69,14 @@ class Log(pl.Callback):
         self._write(rows)
         last = {name: value for name, value in rows[-1].items() if name != "step"}
         last["loss"] = sum(row["loss"] for row in rows) / len(rows)
-        self.shown = {**last, "samples/s": rate, "lr": module.optim.rate(rows[-1]["step"] - 1, module.steps)}
+        self.shown = {**last, "samples/s": rate, "lr": module.optim.rate(steps[-1] - 1, module.steps)}
         for logger in trainer.loggers:
-            logger.log_metrics(self.shown, step=rows[-1]["step"])
+            logger.log_metrics(self.shown, step=steps[-1])
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(rows[0])
             writer.writerows([[repr(v) for v in row.values()] for row in rows])

@@ -73,9 +73,11 @@ class TrainModule(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
         if self.average is not None and self.decay is not None:
-            rate = min(self.decay, (1 + self.step) / (10 + self.step))  # short memory while young
+            done = self.step + 1
+            rate = min(self.decay, done / (10 + done))  # short memory while young
             average, weights = list(self.average.values()), [w.detach() for w in self.weights.values()]
             torch._foreach_lerp_(average, weights, 1 - rate)
 

@@ -1,0 +1,136 @@
+"""What an evaluation asks: prompts, each with its seed, its truth where that is known, and its first frame.
+
+Held-out scenes of the world, or a file of prompts. Making the clips and judging them is `run.py`'s matter.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mmtrain.data import world
+from mmtrain.errors import UserError
+from mmtrain.rng import key
+
+ONE, TWO, OWN = "one object", "two objects", "prompts"
+_SEEDS = 1 << 31
+Numbers = dict[str, float | None]
+"""What a metric gives of one clip: by name, a bool where an average is a share, None where it does not apply."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One question.
+
+    Attributes:
+        name: a word for its files.
+        group: what is averaged together; ``ONE``, ``TWO`` or ``OWN``.
+        prompt: what both models are told.
+        seed: of both models' noise.
+        truth: ``world.Scene.truth()`` of a scene of the world.
+        scene: the scene itself, whose first frame is the true one.
+        image: a file that holds the first frame, for a prompt of the user's own.
+    """
+
+    name: str
+    group: str
+    prompt: str
+    seed: int
+    truth: dict[str, Any] | None = None
+    scene: world.Scene | None = None
+    image: Path | None = None
+
+    def first_frame(self, height: int, width: int) -> np.ndarray:
+        """The true first frame, uint8 ``[h w c]``.
+
+        Raises:
+            UserError: none is known, or the file is no image.
+        """
+        if self.scene is not None:
+            drawn = Image.fromarray(world.render(self.scene, num_frames=1, side=min(height, width))[0])
+            return np.asarray(drawn if drawn.size == (width, height) else drawn.resize((width, height)))
+        if self.image is None:
+            wanted = 'an "image" beside it, in a .jsonl'
+            raise UserError(f"prompt “{self.prompt}”", "no first frame", wanted, "or leave the way `image` out")
+        try:
+            with Image.open(self.image) as opened:
+                return np.asarray(opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(str(self.image), f"no image ({error})", "an image file", "correct its path") from error
+
+
+def heldout(*, count: int, two_objects: int, seed: int) -> list[Case]:
+    """Scenes that training never saw: ``count`` of one object, then ``two_objects`` of two."""
+    return [*_scenes(ONE, count, seed), *_scenes(TWO, two_objects, seed)]
+
+
+def _scenes(group: str, count: int, seed: int) -> Iterator[Case]:
+    word = group.split()[0]
+    for i in range(count):
+        scene = world.scene(seed, "heldout", i, two_objects=float(group == TWO))
+        yield Case(
+            name=f"{word}-{i:03d}",
+            group=group,
+            prompt=world.caption(scene, world.rng_of("evaluate", seed, group, i)),
+            seed=key("evaluate", seed, group, i) % _SEEDS,
+            truth=scene.truth(),
+            scene=scene,
+        )
+
+
+def from_file(path: Path, *, seed: int) -> list[Case]:
+    """Prompts of a text file, one a line; or of a ``.jsonl`` file, one object a line with ``prompt`` and, where known,
+    ``truth`` (as `world.Scene.truth` tells it) and ``image`` (a first frame, its path seen from the file's folder).
+
+    Raises:
+        UserError: no such file, no prompt in it, or a line that is no prompt.
+    """
+    if not path.is_file():
+        raise UserError(str(path), "no such file", "a .txt or .jsonl of prompts", "or `--prompts-from heldout`")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"no UTF-8 ({error.reason})", "one prompt a line", "save it as UTF-8") from error
+    read = _json if path.suffix == ".jsonl" else _plain
+    found = [
+        Case(name=f"prompt-{i:03d}", group=OWN, seed=key("evaluate", seed, OWN, i) % _SEEDS, **facts)
+        for i, facts in enumerate(read(line, f"{path}:{n}", path) for n, line in enumerate(lines, 1) if line.strip())
+    ]
+    if not found:
+        raise UserError(str(path), "no prompt in it", "one prompt a line", "write some")
+    return found
+
+
+def _plain(line: str, where: str, path: Path) -> dict[str, Any]:
+    return {"prompt": line.strip()}
+
+
+def _json(line: str, where: str, path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(line)
+    except ValueError as error:
+        raise UserError(where, f"no JSON ({error})", 'a line like {"prompt": "a red circle"}', "correct it") from error
+    known = {"prompt": str, "truth": dict, "image": str}
+    sound = isinstance(facts, dict) and "prompt" in facts and facts.keys() <= known.keys()
+    if not sound or not all(isinstance(value, known[name]) for name, value in facts.items()):
+        wanted = 'an object with "prompt" and perhaps "truth" and "image"'
+        raise UserError(where, line.strip()[:80], wanted, "correct the line")
+    if "truth" in facts and not _is_truth(facts["truth"]):
+        wanted = '"background", "relation" and one or two "objects" of "shape", "colour", "size" and "motion"'
+        raise UserError(where, f"the truth {json.dumps(facts['truth'])[:80]}", wanted, "correct it, or leave it out")
+    if "image" in facts:
+        facts["image"] = path.parent / facts["image"]
+    return dict(facts)
+
+
+def _is_truth(facts: dict[str, Any]) -> bool:
+    """Whether these are facts as a scene of the world tells them."""
+    objects = facts.get("objects")
+    if facts.keys() != {"background", "objects", "relation"} or not isinstance(objects, list):
+        return False
+    told = {"shape", "colour", "size", "motion"}
+    return len(objects) in (1, 2) and all(isinstance(o, dict) and o.keys() == told for o in objects)
