@@ -1,7 +1,7 @@
 """What a process asks of the machine before heavy work: threads that pay, and memory that stays.
 
-On a machine whose cores are busy two threads can be fifty times slower than one; and glibc gives the pages of each large
-tensor back to the system, so that every operation of a step faults them in again.
+On a machine whose cores are busy two threads can be fifty times slower than one; and glibc gives the pages of each
+large tensor back to the system, so that every operation of a step faults them in again.
 """
 
 import ctypes
