@@ -356,9 +356,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     chosen = {"num_inference_steps": args.steps} if args.steps is not None else {}
     chosen |= {name: vars(args)[name] for name in names}
     settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
-    names = ("prompts_from", "count", "two_objects", "seed", "batch", "out")
-    lists = {name: [word for word in vars(args)[name].split(",") if word] for name in ("ways", "metrics")}
-    print(evaluate(args.artifact, settings=settings, **lists, **{name: vars(args)[name] for name in names}))
+    done = evaluate(
+        args.artifact,
+        prompts_from=args.prompts_from,
+        count=args.count,
+        two_objects=args.two_objects,
+        ways=[word for word in args.ways.split(",") if word],
+        metrics=[word for word in args.metrics.split(",") if word],
+        settings=settings,
+        seed=args.seed,
+        batch=args.batch,
+        out=args.out,
+    )
+    print(done)
 
 
 def _report(args: argparse.Namespace) -> None:
