@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mmtrain import artifact, config
@@ -202,7 +202,7 @@ def metric(name: str) -> Any:
     if name not in known:
         raise UserError("--metrics", f"no metric {name!r}", f"of {', '.join(known)}", "correct the name")
     node = OmegaConf.load(CONF / "metric" / f"{name}.yaml")
-    assert OmegaConf.is_dict(node), "conf/metric holds nodes"
+    assert isinstance(node, DictConfig), "conf/metric holds nodes"
     return config.build(node)
 
 
