@@ -287,7 +287,8 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = 16, metadata: Mapping[
         with av.open(str(path), "w", options={"movflags": flags}) as container:
             container.metadata.update(metadata or {})
             rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
+            options = {"crf": str(crf), "threads": "1", "mbtree": "0"}  # with mbtree one clip gives several files
+            stream = container.add_stream("libx264", rate=rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             context = stream.codec_context
             context.colorspace, context.color_primaries, context.color_trc = Colorspace.ITU709, 1, 1

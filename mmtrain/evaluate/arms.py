@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from mmtrain import artifact, config
+from mmtrain import artifact
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Case
@@ -60,20 +60,14 @@ def arms(folder: Path, settings: Settings, cases: Sequence[Case]) -> Iterator[tu
     Raises:
         UserError: the artifact makes no videos from text, or a prompt is too long for it.
     """
-    base = _bare(folder)
+    base = artifact.base(folder)
+    if getattr(base, "text", None) is None:
+        wanted = "a Stable Video Diffusion with a text tower"
+        raise UserError(str(folder), f"its backbone is a {type(base).__name__}", wanted, "evaluate another artifact")
     base.text([case.prompt for case in cases])  # a prompt that is too long is found before the first clip
     yield "base", _calibrated(Sampled(base, settings))
     del base
     yield "adapted", Sampled(artifact.load(folder)[0], settings)
-
-
-def _bare(folder: Path) -> Any:
-    cfg = config.checked_parts({"backbone": artifact.read(folder)["backbone"]})
-    backbone = config.build(cfg.backbone)
-    if getattr(backbone, "text", None) is None:
-        wanted = "a Stable Video Diffusion with a text tower"
-        raise UserError(str(folder), f"its backbone is {type(backbone).__name__}", wanted, "evaluate another artifact")
-    return backbone
 
 
 class Sampled:

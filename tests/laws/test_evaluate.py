@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from mmtrain import cli
-from mmtrain.adapter.bridge import Bridge
-from mmtrain.backbone.svd import StableVideoDiffusion
+from mmtrain import artifact, cli, config
 from mmtrain.data import world
 from mmtrain.errors import UserError
 from mmtrain.evaluate import cases as asked
@@ -23,7 +22,7 @@ from mmtrain.evaluate.fulfilment import Fulfilment
 from mmtrain.evaluate.intervals import bootstrap, wilson
 from mmtrain.evaluate.progress import Progress
 from mmtrain.evaluate.run import compare, metric
-from mmtrain.run import write_json
+from mmtrain.run import Run
 
 
 def frames_of(file: Path) -> np.ndarray:
@@ -256,42 +255,34 @@ def test_two_metrics_may_not_give_one_number_twice(tmp_path: Path):
 
 # from an artifact to a folder -----------------------------------------------------------------------------------------
 
-BRIDGE = {"_target_": "mmtrain.adapter.bridge.Bridge", "tokens": 1, "width": 16, "heads": 2}
+
+def exported(folder: Path, strength: float, svd: Path, clip: Path) -> Path:
+    """An artifact that a run would leave whose adapters had learnt ``strength`` times noise; 0 is a fresh one."""
+    sizes = ["adapters.bridge.width=16", "adapters.bridge.heads=2", "adapters.motion.rank=2"]
+    words = [f"backbone.path={svd}", f"backbone.text_path={clip}", f"folder={folder}", *sizes]
+    cfg = config.checked(config.compose("svd_text_bridge", words))
+    backbone, adapters = artifact.assemble(cfg)
+    run = Run.start(cfg, cfg.folder, data="0123abcd", bases={"backbone": backbone.base})
+    checkpoint = run.path / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    noise = torch.Generator().manual_seed(1)
+    named = {f"{name}/{key}": w.detach() for name, a in adapters.items() for key, w in a.named_weights().items()}
+    moved = {n: (w + strength * torch.randn(w.shape, generator=noise)).contiguous() for n, w in named.items()}
+    save_file(moved, checkpoint / "weights.safetensors")
+    (checkpoint / "state.json").write_text(json.dumps({"step": 2, "buffers": {}}))
+    (folder / "artifact").mkdir()
+    artifact.write(run, backbone, folder / "artifact")
+    return folder / "artifact"
 
 
-@pytest.fixture
-def artifact_of(tmp_path: Path, tiny_svd: Path, tiny_clip: Path) -> Callable[[float], Path]:
-    """An artifact whose bridge is as strong as told: 0 is a fresh one."""
-    from safetensors.torch import save_file
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory, tiny_svd: Path, tiny_clip: Path) -> Path:
+    return exported(tmp_path_factory.mktemp("fresh"), 0.0, tiny_svd, tiny_clip)
 
-    def make(strength: float) -> Path:
-        backbone = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
-        torch.manual_seed(0)
-        bridge = Bridge(tokens=1, width=16, heads=2)
-        bridge.attach(backbone)
-        torch.nn.init.normal_(bridge.out.weight, std=strength)
-        folder = tmp_path / "artifact"
-        folder.mkdir()
-        save_file(
-            {f"bridge/{n}": w.detach() for n, w in bridge.named_weights().items()}, folder / "adapter.safetensors"
-        )
-        target = "mmtrain.backbone.svd.StableVideoDiffusion"
-        facts = {
-            "version": 1,
-            "name": "toy",
-            "run_id": "0123456789abcdef",
-            "step": 7,
-            "data": "d1",
-            "seed": 0,
-            "base": backbone.base,
-            "backbone": {"_target_": target, "path": str(tiny_svd), "text_path": str(tiny_clip)},
-            "adapters": {"bridge": BRIDGE},
-            "packages": {},
-        }
-        write_json(folder / "artifact.json", facts)
-        return folder
 
-    return make
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory, tiny_svd: Path, tiny_clip: Path) -> Path:
+    return exported(tmp_path_factory.mktemp("learnt"), 0.3, tiny_svd, tiny_clip)
 
 
 def ask(tmp_path: Path) -> Path:
@@ -305,14 +296,14 @@ def ask(tmp_path: Path) -> Path:
 
 
 def test_a_fresh_adapter_makes_no_difference(
-    artifact_of: Callable[[float], Path], tiny_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fresh: Path, tiny_sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Step zero, seen through the whole evaluation: base and adapted are the same clips, bit for bit, in every way."""
-    words = ["evaluate", artifact_of(0.0), "--prompts-from", ask(tmp_path), "--ways", "sd,none,image", "--steps", 1]
+    words = ["evaluate", fresh, "--prompts-from", ask(tmp_path), "--ways", "sd,none,image", "--steps", 1]
     words += ["--num-frames", 8, "--first-frame", tiny_sd, "--out", tmp_path / "out"]
     assert cli.main([str(w) for w in words]) == 0
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert (found["artifact"]["run_id"], found["ways"]) == ("0123456789abcdef", ["sd", "none", "image"])
+    assert (found["artifact"]["step"], found["ways"]) == (2, ["sd", "none", "image"])
     assert (found["settings"]["num_inference_steps"], found["settings"]["num_frames"]) == (1, 8)
     assert len(found["clips"]) == 6
     for entry in found["clips"]:
@@ -322,15 +313,15 @@ def test_a_fresh_adapter_makes_no_difference(
         assert np.array_equal(before, after)
     assert all(row["difference"]["mean"] == 0 and row["p_value"] == 1 for row in found["table"])
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["artifact", "green.png", "out", "prompts.jsonl"], "nothing is left beside"
+    assert names == ["green.png", "out", "prompts.jsonl"], "nothing is left beside"
     out = capsys.readouterr().out
     assert "prompts · way image · 2 prompts" in out
     assert out.endswith(f"{tmp_path / 'out'}\n")
 
 
-def test_a_trained_adapter_does(artifact_of: Callable[[float], Path], tmp_path: Path):
+def test_a_trained_adapter_does(learnt: Path, tmp_path: Path):
     """The control of the law above."""
-    words = ["evaluate", artifact_of(3.0), "--prompts-from", ask(tmp_path), "--ways", "none", "--steps", 1]
+    words = ["evaluate", learnt, "--prompts-from", ask(tmp_path), "--ways", "none", "--steps", 1]
     assert cli.main([str(w) for w in [*words, "--num-frames", 8, "--out", tmp_path / "out"]]) == 0
     [first, _] = json.loads((tmp_path / "out" / "evaluation.json").read_text())["clips"]
     before, after = (frames_of(tmp_path / "out" / first[a]["clip"]) for a in table.ARMS)
@@ -348,20 +339,20 @@ MISTAKES = {
     "evaluate {artifact} --prompts-from {plain} --ways image": "no first frame",
     "evaluate {artifact} --prompts-from {long} --ways none": "at most 16 fit",
     "evaluate {artifact} --prompts-from {plain} --ways none --num-frames 3 --steps 1": "a clip of 3 frames",
-    "evaluate {artifact} --prompts-from {plain} --first-frame nowhere": "nowhere",
+    "evaluate {artifact} --prompts-from {plain} --first-frame {plain}": "plain.txt",
 }
 
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_leaves_nothing(
     line: str,
-    artifact_of: Callable[[float], Path],
+    fresh: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"artifact": artifact_of(0.0), "taken": tmp_path / "taken", "plain": tmp_path / "plain.txt"}
+    places = {"artifact": fresh, "taken": tmp_path / "taken", "plain": tmp_path / "plain.txt"}
     places["long"] = tmp_path / "long.txt"
     places["taken"].mkdir()
     (places["taken"] / "x").touch()
