@@ -301,9 +301,11 @@ def _export(args: argparse.Namespace) -> None:
 
 def _add_sample(verbs: Any) -> None:
     verb = _add(verbs, "sample", _sample, "make a video from a prompt, an image, or both")
-    verb.add_argument("artifact", metavar="ARTIFACT", type=Path, help="an exported folder")
+    verb.add_argument("artifact", metavar="ARTIFACT", help="an exported folder, or a pipeline's folder or hub id")
     verb.add_argument("--prompt", action="append", help="what to show; repeat for several videos")
     verb.add_argument("--image", type=Path, help="a first frame")
+    text = "who draws it without --image: sd (the shipped one), none (text alone), or a folder or hub id"
+    verb.add_argument("--first-frame", metavar="sd|none|SD", default="sd", help=text)
     verb.add_argument("--negative-prompt", default=None, help="what to steer away from")
     verb.add_argument("--guidance-scale", type=float)
     verb.add_argument("--num-frames", type=_positive)
@@ -316,9 +318,23 @@ def _add_sample(verbs: Any) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from mmtrain.sample.generate import main as generate
+    from mmtrain.config import shipped
+    from mmtrain.sample.write import sample
 
-    generate(args)
+    names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width")
+    settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
+    sd = None if args.first_frame == "none" else shipped("sd") if args.first_frame == "sd" else args.first_frame
+    made = sample(
+        args.artifact,
+        prompts=args.prompt or [],
+        image=args.image,
+        sd=sd,
+        seed=args.seed,
+        fps=args.fps,
+        out=args.out,
+        settings=settings,
+    )
+    print("\n".join(str(path) for path in made))
 
 
 def _add_evaluate(verbs: Any) -> None:
@@ -353,22 +369,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     from mmtrain.evaluate.run import evaluate
 
     names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width")
-    chosen = {"num_inference_steps": args.steps} if args.steps is not None else {}
+    chosen: dict[str, Any] = {"num_inference_steps": args.steps} if args.steps is not None else {}
     chosen |= {name: vars(args)[name] for name in names}
     settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
-    done = evaluate(
-        args.artifact,
-        prompts_from=args.prompts_from,
-        count=args.count,
-        two_objects=args.two_objects,
-        ways=[word for word in args.ways.split(",") if word],
-        metrics=[word for word in args.metrics.split(",") if word],
-        settings=settings,
-        seed=args.seed,
-        batch=args.batch,
-        out=args.out,
-    )
-    print(done)
+    asked = {name: vars(args)[name] for name in ("prompts_from", "count", "two_objects", "seed", "batch", "out")}
+    asked |= {name: [word for word in vars(args)[name].split(",") if word] for name in ("ways", "metrics")}
+    print(evaluate(args.artifact, settings=settings, **asked))
 
 
 def _report(args: argparse.Namespace) -> None:

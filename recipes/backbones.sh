@@ -11,17 +11,19 @@ runs=$(mktemp -d runs-backbones-XXXX)
 [ -d data/shards/world ] || $mmtrain shards world data/shards/world --split train --count 3000 --seed 0
 [ -d data/shards/clutter ] || $mmtrain shards world data/shards/clutter --split clutter --count 10000 --seed 0
 
-backbone() { # name, recipe, further words
-    local name=$1 recipe=$2
+backbone() { # folder, recipe, further words
+    local folder=$1 recipe=$2
     shift 2
-    $mmtrain train "$recipe" "folder=$runs/$name" "$@"
-    rm -rf "${out:?}/$name"
-    $mmtrain export "$(ls -d "$runs/$name"/*/)" --to "$out/$name" --dtype fp16
+    $mmtrain train "$recipe" "folder=$runs/$recipe" "$@"
+    rm -rf "${folder:?}"
+    $mmtrain export "$(ls -d "$runs/$recipe"/*/)" --to "$folder" --dtype fp16
+    mkdir -p "$out/logs"
+    cp "$runs/$recipe"/*/metrics.csv "$out/logs/${recipe#pretrain_}.csv"
 }
 mkdir -p "$out"
-backbone clip pretrain_clip
-backbone codec pretrain_codec
-backbone codec_temporal pretrain_codec_temporal "backbone.path=$out/codec"
-backbone sd pretrain_sd "backbone.codec=$out/codec" "backbone.clip=$out/clip"
-backbone svd pretrain_svd "backbone.codec=$out/codec_temporal" "backbone.clip=$out/clip"
+backbone "$out/clip" pretrain_clip
+backbone "$runs/codec" pretrain_codec
+backbone "$runs/codec_temporal" pretrain_codec_temporal "backbone.path=$runs/codec"
+backbone "$out/sd" pretrain_sd "backbone.codec=$runs/codec" "backbone.clip=$out/clip"
+backbone "$out/svd" pretrain_svd "backbone.codec=$runs/codec_temporal" "backbone.clip=$out/clip"
 echo "backbones: $out"

@@ -133,7 +133,7 @@ class VideoSampler:
         _check_size(height, width, self.multiple)
         with evaluating(self.backbone):
             if first_frames == "generate":
-                how = {"height": height, "width": width, "guidance_scale": first_frame_guidance}
+                how: dict[str, Any] = {"height": height, "width": width, "guidance_scale": first_frame_guidance}
                 how |= {"num_inference_steps": num_inference_steps, "negative_prompt": negative_prompt or ""}
                 images = self._first_frames(prompts, images, seeds, how)
             textual = prompts is not None and tokens == "text"
