@@ -191,6 +191,7 @@ def test_the_verdict_follows_the_numbers():
     assert "makes “motion” worse" in verdict_of(always, never)
     assert "makes “motion” worse" in verdict_of(never, always, lower=("motion",))
     assert "no clear difference to “motion”" in verdict_of(always, always)
+    assert "no clear difference in anything measured" in verdict_of(always, always)
     assert "no clear difference to “motion”" in verdict_of([*never[2:], True, False], [*never[2:], True, True])
     assert "improves “motion”: 0.5, against 0.25" in verdict_of([0.25] * 9, [0.5] * 9)
     assert "No number applies" in verdict_of([None], [None])
