@@ -188,7 +188,7 @@ def _card(clip: Mapping[str, Any], folder: Path, lower: set[str]) -> str:
     )
 
 
-def _facts(numbers: Mapping[str, float | None], lower: set[str]) -> str:
+def _facts(numbers: Mapping[str, bool | float | None], lower: set[str]) -> str:
     """A tick or a cross for each truth told of a clip; a fault that did not happen is not told."""
     items = []
     for name, value in numbers.items():

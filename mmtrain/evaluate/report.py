@@ -6,6 +6,7 @@ of its own. Nothing on the page is fetched from anywhere.
 
 import os
 import shlex
+from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -70,7 +71,7 @@ def render(run: Run, evaluated: dict[str, Any] | None, place: Path | None) -> st
     parts.append(page.again(_commands(manifest, evaluated)))
     parts.append(page.circumstances(_circumstances(manifest, evaluated), _neutral(_yaml(manifest["config"]))))
     parts.append(page.foot(evaluated))
-    title = page.escape(f"{manifest['name']} · {run.run_id[:8]} · mmtrain")
+    title = escape(f"{manifest['name']} · {run.run_id[:8]} · mmtrain")
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=title, body="\n".join(parts))
 
 
