@@ -18,7 +18,7 @@ from mmtrain.rng import key
 
 ONE, TWO, OWN = "one object", "two objects", "prompts"
 _SEEDS = 1 << 31
-Numbers = dict[str, float | None]
+Numbers = dict[str, bool | float | None]
 """What a metric gives of one clip: by name, a bool where an average is a share, None where it does not apply."""
 
 

@@ -193,7 +193,7 @@ def _facts(numbers: Mapping[str, bool | float | None], lower: set[str]) -> str:
     items = []
     for name, value in numbers.items():
         if isinstance(value, bool):
-            good = value is not (name in lower)
+            good = value != (name in lower)
             if good and name in lower:
                 continue
             sign = '<span aria-label="yes">✓</span>' if good else '<span aria-label="no">✗</span>'
