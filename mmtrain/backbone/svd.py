@@ -65,9 +65,8 @@ class StableVideoDiffusion(nn.Module):
             scheduler=EulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler", revision=revision),
             path=path,
             sigma=(sigma_mean, sigma_std),
+            text=None if text_path is None else text_tower(text_path),
         )
-        if text_path is not None:
-            self.text = text_tower(text_path)
 
     def _hold(
         self,
@@ -79,14 +78,14 @@ class StableVideoDiffusion(nn.Module):
         scheduler: Any,
         path: str,
         sigma: tuple[float, float],
+        text: TextTower | None = None,
     ) -> None:
         self.unet: Any = unet
         self.vae: Any = vae
         self.image_encoder: Any = image_encoder
         self.processor, self.scheduler, self.path, self.sigma = processor, scheduler, path, sigma
-        self.text: TextTower | None
-        self.bridge: nn.Module | None
-        self.text = self.bridge = None
+        self.text: TextTower | None = text
+        self.bridge: nn.Module | None = None
 
     @property
     def network(self) -> nn.Module:

@@ -130,7 +130,7 @@ def _video(backbone: StableVideoDiffusion) -> Case:
 
 def _image(backbone: StableDiffusion) -> Case:
     call = {**_small(8), "guidance_scale": 3.0}
-    wanted = images(backbone=backbone, prompts=[PROMPT], **call, seeds=[SEED])  # type: ignore[arg-type]
+    wanted = images(backbone=backbone, prompts=[PROMPT], **call, seeds=[SEED])
     parts = {"unet": merged(backbone.unet), "vae": backbone.vae, "text_encoder": backbone.text_encoder}
     return Case({"kind": "image", "call": call, "prompt": PROMPT}, wanted, parts)
 
