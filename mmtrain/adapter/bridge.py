@@ -40,6 +40,7 @@ class Bridge(nn.Module):
         into, out = backbone.text.width, backbone.conditioning_width
         self.shared = backbone.text.shared_width == out
         self.queries = nn.Parameter(torch.randn(self.tokens, self.width) * 0.5)
+        self.norm = nn.LayerNorm(into, elementwise_affine=False)
         self.keys = nn.Linear(into, self.width, bias=False)  # a softmax does not see a bias of its keys
         self.values = nn.Linear(into, self.width)
         self.mlp = nn.Sequential(
@@ -61,7 +62,8 @@ class Bridge(nn.Module):
         """
         b = len(text.tokens)
         q = self.queries.expand(b, -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = (f(text.tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.keys, self.values))
+        tokens = self.norm(text.tokens)
+        k, v = (f(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.keys, self.values))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=text.mask[:, None, None, :])
         mixed = mixed.transpose(1, 2).flatten(2)
         delta = self.out(mixed + self.mlp(mixed))

@@ -43,6 +43,7 @@ class StableVideoDiffusion(nn.Module):
     Args:
         path: pipeline folder with ``unet vae image_encoder feature_extractor scheduler``.
         text_path: CLIP whose text tower shares the image encoder's space, for adapters that bring text; None without.
+        text_layer: layer of that tower whose tokens adapters read, as for `TextTower`.
         revision: git revision of a hub id.
         sigma_mean, sigma_std: of the log-normal draw of noise levels in training (0.7 and 1.6 in the paper).
     """
@@ -52,6 +53,7 @@ class StableVideoDiffusion(nn.Module):
         *,
         path: str,
         text_path: str | None = None,
+        text_layer: int = -1,
         revision: str | None = None,
         sigma_mean: float = 0.7,
         sigma_std: float = 1.6,
@@ -65,7 +67,7 @@ class StableVideoDiffusion(nn.Module):
             scheduler=EulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler", revision=revision),
             path=path,
             sigma=(sigma_mean, sigma_std),
-            text=None if text_path is None else text_tower(text_path),
+            text=None if text_path is None else text_tower(text_path, text_layer),
         )
 
     def _hold(
@@ -231,11 +233,11 @@ def _wide(level: Tensor, like: Tensor) -> Tensor:
     return level.view(-1, *[1] * (like.ndim - 1)).to(like)
 
 
-def text_tower(path: str) -> TextTower:
+def text_tower(path: str, layer: int = -1) -> TextTower:
     """The frozen text tower of a CLIP folder or hub id."""
     unused = tuple(part for part in CLIP_PARTS if not part.startswith("text_"))
     model = load(CLIPTextModelWithProjection, path, unused=unused)
-    return TextTower(tokenizer=CLIPTokenizer.from_pretrained(path), model=model)
+    return TextTower(tokenizer=CLIPTokenizer.from_pretrained(path), model=model, layer=layer)
 
 
 def fresh(

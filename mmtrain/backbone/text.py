@@ -23,7 +23,7 @@ BOS, EOS, END = "<|startoftext|>", "<|endoftext|>", "</w>"
 class TextFeatures:
     """What a text tower says of captions: every token, and one vector in the shared space."""
 
-    tokens: Tensor  # [b l d], after the final norm
+    tokens: Tensor  # [b l d], of the layer that was asked for
     mask: Tensor  # [b l], true on tokens of the caption, its begin and its end
     embeds: Tensor  # [b d_shared], not normalised
 
@@ -37,12 +37,17 @@ class TextTower(nn.Module):
     Args:
         tokenizer: CLIP tokenizer; its ``model_max_length`` is the limit of a caption.
         model: `CLIPTextModelWithProjection`.
+        layer: whose output the tokens are: 0 the embeddings, 1 the first layer …, or −1 the last, after the final norm.
     """
 
-    def __init__(self, *, tokenizer: Any, model: nn.Module) -> None:
+    def __init__(self, *, tokenizer: Any, model: nn.Module, layer: int = -1) -> None:
         super().__init__()
         self.tokenizer: Any = tokenizer
         self.model: Any = model
+        layers = self.model.config.num_hidden_layers
+        if not -1 <= layer <= layers:
+            raise UserError("backbone.text_layer", str(layer), f"−1, or 0 to {layers}", "choose one of them")
+        self.layer = layer
         self._memo: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
@@ -59,8 +64,9 @@ class TextTower(nn.Module):
         new = sorted({c for c in captions if c not in self._memo})
         if new:
             ids, mask = tokenize(self.tokenizer, new, self.model.device)
-            out = self.model(input_ids=ids)
-            rows = zip(new, out.last_hidden_state.cpu(), mask.cpu(), out.text_embeds.cpu(), strict=True)
+            out = self.model(input_ids=ids, output_hidden_states=True)
+            tokens = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
+            rows = zip(new, tokens.cpu(), mask.cpu(), out.text_embeds.cpu(), strict=True)
             if len(self._memo) > 50_000:
                 self._memo.clear()
             self._memo.update({caption: (tokens, keep, embed) for caption, tokens, keep, embed in rows})
