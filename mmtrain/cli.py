@@ -312,9 +312,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _quiet() -> None:
-    """Bars and advice of the libraries below are not ours to show; they read this when they are imported."""
-    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("DIFFUSERS_VERBOSITY", "error")):
-        os.environ.setdefault(name, value)
+    """The libraries' own bars and advice to their developers; they read this when they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmtrain.data import world
 from mmtrain.errors import UserError
 from mmtrain.rng import key
+from mmtrain.sample.write import open_image
 
 ONE, TWO, OWN = "one object", "two objects", "prompts"
 _SEEDS = 1 << 31
-Numbers = dict[str, float | None]
+Numbers = dict[str, bool | float | None]
 """What a metric gives of one clip: by name, a bool where an average is a share, None where it does not apply."""
 
 
@@ -56,11 +57,8 @@ class Case:
         if self.image is None:
             wanted = 'an "image" beside it, in a .jsonl'
             raise UserError(f"prompt “{self.prompt}”", "no first frame", wanted, "or leave the way `image` out")
-        try:
-            with Image.open(self.image) as opened:
-                return np.asarray(opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(str(self.image), f"no image ({error})", "an image file", "correct its path") from error
+        opened = Image.fromarray(open_image(self.image))
+        return np.asarray(opened.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def heldout(*, count: int, two_objects: int, seed: int) -> list[Case]:

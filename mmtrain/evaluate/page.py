@@ -62,10 +62,13 @@ def _group_sentence(rows: Sequence[Row]) -> str:
         points = f"{100 * change:+.0f} points" if row["share"] else f"{change:+.3g}"
         found[outcome(row)].append(escape(row["number"]) + ("" if outcome(row) == "unclear" else f" ({points})"))
     most = max(row["base"]["n"] for row in rows)
+    opening = f"<b>{escape(rows[0]['group'].capitalize())}</b> ({most} prompts)"
+    if len(found["unclear"]) == len(rows):
+        return f"{opening}: no clear difference in anything measured."
     said = [f"better in {_listed(found['better'])}" if found["better"] else "better in nothing"]
     said.append(f"worse in {_listed(found['worse'])}" if found["worse"] else "worse in nothing")
     unclear = f" No clear difference in {_listed(found['unclear'])}." if found["unclear"] else ""
-    return f"<b>{escape(rows[0]['group'].capitalize())}</b> ({most} prompts): {'; '.join(said)}.{unclear}"
+    return f"{opening}: {'; '.join(said)}.{unclear}"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -193,7 +196,7 @@ def _facts(numbers: Mapping[str, bool | float | None], lower: set[str]) -> str:
     items = []
     for name, value in numbers.items():
         if isinstance(value, bool):
-            good = value is not (name in lower)
+            good = value != (name in lower)
             if good and name in lower:
                 continue
             sign = '<span aria-label="yes">✓</span>' if good else '<span aria-label="no">✗</span>'

@@ -227,6 +227,9 @@ def test_both_models_are_asked_the_same(tmp_path: Path):
     assert [(e["way"], e["name"]) for e in entries] == [(w, c.name) for w in ("image", "none") for c in cases]
     for entry in entries:
         for arm in table.ARMS:
+            with av.open(str(tmp_path / entry[arm]["clip"])) as container:
+                told = json.loads(container.metadata["comment"])
+            assert told == {"run_id": "r1", "model": arm, "prompt": entry["prompt"], "seed": entry["seed"]}
             assert list(frames_of(tmp_path / entry[arm]["clip"]).shape) == entry[arm]["shape"] == [16, 64, 64, 3]
     rows = {(r["way"], r["group"], r["number"]): r for r in table.aggregate(entries, seed=0)}
     assert rows["image", ONE, "motion"]["adapted"]["mean"] == rows["none", TWO, "binding"]["adapted"]["mean"] == 1
