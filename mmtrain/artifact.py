@@ -22,7 +22,7 @@ from mmtrain import config
 from mmtrain.adapter.full import Full
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
-from mmtrain.backbone.weights import digest
+from mmtrain.backbone.weights import digest, is_hub_id
 from mmtrain.config.recipe import CONF
 from mmtrain.errors import UserError
 from mmtrain.run import Run, write_json
@@ -290,7 +290,7 @@ def _pipeline_class(where: str) -> str:
             return str(json.loads(file.read_text(encoding="utf-8"))["_class_name"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(str(file), f"unreadable ({error})", "a pipeline's index", fix) from error
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", where) or folder.parent.exists():
+    if not is_hub_id(where):
         raise UserError(where, "no such folder", wanted, fix)
     try:
         return str(DiffusionPipeline.load_config(where)["_class_name"])

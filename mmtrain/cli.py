@@ -8,9 +8,11 @@ import argparse
 import contextlib
 import difflib
 import errno
+import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +21,16 @@ from mmtrain.errors import UserError, UserErrors
 from mmtrain.threads import keep_pages
 
 Verb = Callable[[argparse.Namespace], object]
-_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+_PLACES = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 """What the system says about a path or a disk, and a user can mend."""
 
 
@@ -294,46 +305,49 @@ def _add_export(verbs: Any) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    _quiet()
     from mmtrain.export.diffusers import export
 
     print(export(args.run_folder, args.to, args.dtype))
 
 
+def _quiet() -> None:
+    """The libraries' own bars and advice to their developers; they read this when they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def _add_sample(verbs: Any) -> None:
     verb = _add(verbs, "sample", _sample, "make a video from a prompt, an image, or both")
     verb.add_argument("artifact", metavar="ARTIFACT", help="an exported folder, or a pipeline's folder or hub id")
-    verb.add_argument("--prompt", action="append", help="what to show; repeat for several videos")
-    verb.add_argument("--image", type=Path, help="a first frame")
-    text = "who draws it without --image: sd (the shipped one), none (text alone), or a folder or hub id"
-    verb.add_argument("--first-frame", metavar="sd|none|SD", default="sd", help=text)
-    verb.add_argument("--negative-prompt", default=None, help="what to steer away from")
-    verb.add_argument("--guidance-scale", type=float)
-    verb.add_argument("--num-frames", type=_positive)
-    verb.add_argument("--height", type=_positive, help="pixels")
-    verb.add_argument("--width", type=_positive, help="pixels")
-    verb.add_argument("--fps", type=_positive, default=25, help="of the file that is written")
+    verb.add_argument("--prompt", action="append", default=[], help="what to show; repeat for several videos")
+    verb.add_argument("--prompts-file", metavar="FILE", type=Path, help="prompts, one a line")
+    verb.add_argument("--image", metavar="FILE", type=Path, help="a first frame")
+    text = "who draws one where there is none: sd (the shipped one), none (text alone), or a folder or hub id"
+    verb.add_argument("--first-frame", metavar="sd|none|SD", help=text)
+    text = "CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion"
+    verb.add_argument("--text", metavar="CLIP", help=text)
+    verb.add_argument("--negative-prompt", help="what to steer away from")
+    verb.add_argument("--guidance-scale", type=_finite, help="how hard to steer; 1 is not at all")
+    verb.add_argument("--num-frames", type=_positive, help="of a clip (default: the model's)")
+    verb.add_argument("--height", type=_positive, help="pixels (default: the model's)")
+    verb.add_argument("--width", type=_positive, help="pixels (default: the model's)")
+    verb.add_argument("--fps", type=_positive, default=25, help="of the file that is written (default 25)")
     verb.add_argument("--steps", type=_positive, help="inference steps")
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--out", metavar="DIR", type=Path, default=Path("samples"))
+    verb.add_argument("--seed", type=_count, default=0, help="of the first video; the next ones count on (default 0)")
+    verb.add_argument("--out", metavar="DIR", type=Path, help="default: samples/ and the time")
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from mmtrain.config import shipped
+    _quiet()
     from mmtrain.sample.write import sample
 
     names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width")
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
-    sd = None if args.first_frame == "none" else shipped("sd") if args.first_frame == "sd" else args.first_frame
-    made = sample(
-        args.artifact,
-        prompts=args.prompt or [],
-        image=args.image,
-        sd=sd,
-        seed=args.seed,
-        fps=args.fps,
-        out=args.out,
-        settings=settings,
-    )
+    names = ("prompts_file", "image", "first_frame", "text", "seed", "fps", "out")
+    asked = {name: vars(args)[name] for name in names}
+    with _bar("steps") as progress:
+        made = sample(args.artifact, prompts=args.prompt, **asked, settings=settings, progress=progress)
     print("\n".join(str(path) for path in made))
 
 
@@ -390,9 +404,19 @@ def _positive(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number below 2^63")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
 
 
 def _share(text: str) -> float:

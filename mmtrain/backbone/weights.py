@@ -6,6 +6,7 @@ Every family loads its parts through `load`; nothing here knows a family.
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,9 @@ def load(
     Raises:
         UserError: the folder or file is missing, its checksum differs, or keys are missing or left over.
     """
+    if not Path(path).is_dir() and not is_hub_id(path):
+        wanted, fix = "a folder, or a hub id as in org/name", "check the path, or run `make backbones`"
+        raise UserError(f"backbone {path}", "no such folder", wanted, fix)
     verify(path, subfolder)
     where = {} if subfolder is None else {"subfolder": subfolder}
     try:
@@ -58,6 +62,11 @@ def load(
             "use the weights that belong to this class",
         )
     return freeze(model)
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a text that names no folder may name a model of the hub; asking there takes half a minute offline."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None and not Path(path).parent.exists()
 
 
 @contextmanager

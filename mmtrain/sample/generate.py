@@ -71,7 +71,7 @@ class VideoSampler:
     def __init__(self, *, backbone: StableVideoDiffusion, first_frame: StableDiffusion | None = None) -> None:
         self.backbone, self.first_frame = backbone, first_frame
         parts = backbone.parts()
-        parts["unet"] = merged(backbone.unet).eval()
+        parts["unet"] = folded(backbone.unet)
         self.pipeline = _Pipeline(**parts)
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -198,7 +198,7 @@ def images(
     """
     pipeline = backbone.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.register_modules(unet=merged(backbone.unet).eval())
+    pipeline.register_modules(unet=folded(backbone.unet))
     side = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
     height, width = (side if pixels is None else pixels for pixels in (height, width))
     _check_counts(prompts, None, seeds, num_inference_steps=num_inference_steps)
@@ -217,6 +217,11 @@ def images(
             callback_on_step_end=_told(progress, num_inference_steps),
         )
     return to_bytes(output.images)
+
+
+def folded(network: Any) -> Any:
+    """A copy with its LoRA layers folded in, as an export has them; the network itself where there are none."""
+    return merged(network).eval() if hasattr(network, "peft_config") else network
 
 
 @contextmanager

@@ -2,86 +2,180 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from mmtrain import artifact
+from mmtrain import artifact, config
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
-from mmtrain.data.decode import to_rgb
+from mmtrain.backbone.text import tokenize
+from mmtrain.data.decode import BadSample, Look, decode
+from mmtrain.data.index import IMAGES
 from mmtrain.data.shards import refuse_existing
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, images
-from mmtrain.sample.mp4 import contact_sheet, write_mp4, write_png
+from mmtrain.sample.generate import STEPS, Progress, VideoSampler, images
+from mmtrain.sample.mp4 import FPS, contact_sheet, write_mp4, write_png
+
+Maker = Callable[[str | None, int, Progress], np.ndarray]
+"""(prompt, seed, progress) → one clip uint8 ``[t h w c]``."""
 
 
 def sample(
-    folder: str,
+    where: str,
     *,
-    prompts: Sequence[str],
-    image: Path | None,
-    sd: str | None,
-    seed: int,
-    fps: int,
-    out: Path,
-    settings: dict[str, Any],
+    prompts: Sequence[str] = (),
+    prompts_file: Path | None = None,
+    image: Path | None = None,
+    first_frame: str | None = None,
+    text: str | None = None,
+    seed: int = 0,
+    fps: float = FPS,
+    out: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> list[Path]:
-    """Write one MP4 a prompt (a PNG, for a model of images) and a contact sheet.
+    """Write one MP4 a prompt (a PNG, for a model of pictures) and a contact sheet, all or none.
+
+    Each clip is made by itself, so that it is the same, bit for bit, whatever else is asked for.
 
     Args:
-        folder: an artifact, or a pipeline folder or hub id of vanilla diffusers.
+        where: an artifact, or a folder or hub id that vanilla diffusers opens.
         prompts: what to show; none with an image is the vanilla image → video.
-        image: the first frame.
-        sd: the Stable Diffusion that draws first frames where there is a prompt and no image; None: text alone.
+        prompts_file: more of them, one a line.
+        image: the first frame of every clip, cut to the clip's shape.
+        first_frame: who draws it where there is none: ``sd`` (the shipped one), ``none`` (text alone), or the folder or
+            hub id of a Stable Diffusion. None: ``sd`` for what stands on the shipped backbones, else ``none``.
+        text: CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion, which has none.
         seed: of the first clip; the next ones count on.
         fps: of the files.
-        out: a folder that must not hold anything.
-        settings: further arguments of `VideoSampler.video`; those that are None are left to it.
+        out: folder to write, new or empty. None: ``samples/<time>-<name>``.
+        settings: further arguments of `VideoSampler.video` or `images`; those that are None are left to them.
+        progress: told (steps done, steps of all clips).
 
     Returns:
-        The files.
+        The files, the sheet last.
 
     Raises:
         UserError: whatever was asked cannot be done; nothing is left half written.
     """
-    refuse_existing(out)
-    given = {name: value for name, value in settings.items() if value is not None}
-    backbone, facts = load(folder)
-    count = max(len(prompts), 1)
-    seeds = [seed + i for i in range(count)]
+    if out is not None:
+        refuse_existing(out)
+    asked = [*prompts, *([] if prompts_file is None else read_prompts(prompts_file))]
+    picture = None if image is None else open_image(image)
+    if not asked and picture is None:
+        raise UserError("sample", "neither prompt nor image", "one of them, or both", "add --prompt or --image")
+    if picture is not None and first_frame not in (None, "none"):
+        raise UserError("--first-frame", f"{first_frame} and an image", "one of the two", "leave one out")
+    if text is not None and (Path(where) / artifact.FACTS).is_file():
+        raise UserError("--text", text, f"nothing: {where} names its own text tower", "leave it out")
+    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    backbone, facts = artifact.opened(where, text_path=text)
     if isinstance(backbone, StableDiffusion):
-        if not prompts or image is not None:
-            raise UserError(folder, "a model of images", "a prompt alone", "give --prompt")
-        if "num_frames" in given:
-            raise UserError("--num-frames", str(given["num_frames"]), "a model of video", f"{folder} makes pictures")
-        clips = images(backbone=backbone, prompts=prompts, seeds=seeds, **given)[:, None]
+        make = _pictures(where, backbone, asked, given, picture, first_frame)
     else:
-        first = None if image is None else np.stack([open_image(image)] * count)
-        drawing = None if sd is None or image is not None or not prompts else StableDiffusion(path=sd)
-        sampler = VideoSampler(backbone=backbone, first_frame=drawing)
-        way = "none" if drawing is None else "generate"
-        clips = sampler.video(prompts=prompts or None, images=first, first_frames=way, seeds=seeds, **given)  # type: ignore[arg-type]
-    return write(clips, list(prompts) or [str(image)], seeds, out, fps, facts)
+        make = _videos(where, backbone, asked, given, picture, first_frame)
+    wanted = list(asked) or [None]
+    seeds = [seed + i for i in range(len(wanted))]
+    told = _counted(progress, len(wanted) * int(given.get("num_inference_steps", STEPS)))
+    clips = [make(prompt, number, told) for prompt, number in zip(wanted, seeds, strict=True)]
+    labels = [prompt or str(image) for prompt in wanted]
+    target = out if out is not None else Path("samples") / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(facts['name'])}"
+    return _write(clips, labels, seeds, target, fps, facts, given)
 
 
-def load(folder: str) -> tuple[Any, dict[str, Any]]:
-    """The backbone of an artifact, adapters attached, or of a vanilla pipeline; and what is known of it."""
-    path = Path(folder)
-    if (path / "artifact.json").is_file():
-        backbone, _, facts = artifact.load(path)
-        return backbone, {"run_id": facts["run_id"], "artifact": facts["name"]}
-    index = path / "model_index.json"
-    if path.is_dir() and not index.is_file():
-        raise UserError(folder, "neither artifact.json nor model_index.json", "an artifact or a pipeline", "export one")
-    kind = json.loads(index.read_text())["_class_name"] if index.is_file() else ""
-    if kind == "StableDiffusionPipeline":
-        return StableDiffusion(path=folder), {"pipeline": folder}
-    return StableVideoDiffusion(path=folder), {"pipeline": folder}
+def _counted(progress: Progress | None, total: int) -> Progress:
+    """Counts the steps of one clip after another."""
+    done = 0
+
+    def told(step: int, steps: int) -> None:
+        nonlocal done
+        done = min(done + 1, total)
+        if progress is not None:
+            progress(done, total)
+
+    return told
+
+
+def _pictures(
+    where: str,
+    backbone: StableDiffusion,
+    prompts: Sequence[str],
+    given: dict[str, Any],
+    picture: np.ndarray | None,
+    first_frame: str | None,
+) -> Maker:
+    alien = {"--image": picture is not None, "--num-frames": "num_frames" in given, "--first-frame": bool(first_frame)}
+    for option in (name for name, came in alien.items() if came):
+        raise UserError(option, f"{where}, a model of pictures", "a model of video", "leave the option out")
+    if not prompts:
+        raise UserError(where, "no prompt", "what to show", "add --prompt")
+    tokenize(backbone.tokenizer, prompts, "cpu")  # the last prompt's fault is said before the first picture
+    return lambda prompt, seed, told: images(
+        backbone=backbone, prompts=[str(prompt)], seeds=[seed], progress=told, **given
+    )
+
+
+def _videos(
+    where: str,
+    backbone: StableVideoDiffusion,
+    prompts: Sequence[str],
+    given: dict[str, Any],
+    picture: np.ndarray | None,
+    first_frame: str | None,
+) -> Maker:
+    drawing = _drawing(backbone, first_frame) if prompts and picture is None else None
+    sampler = VideoSampler(backbone=backbone, first_frame=drawing)
+    if prompts and backbone.text is None and drawing is None:
+        fix = "name a CLIP with --text, or have the prompt drawn with --first-frame"
+        raise UserError(where, "a prompt, and no text tower to read it", "a text tower", fix)
+    for tokenizer in (backbone.text and backbone.text.tokenizer, drawing and drawing.tokenizer):
+        if tokenizer:
+            tokenize(tokenizer, prompts, "cpu")  # the last prompt's fault is said before the first clip
+    how: dict[str, Any] = {"first_frames": "none" if drawing is None else "generate"}
+    how["tokens"] = "image" if backbone.text is None else "text"
+    if picture is not None:
+        size = (given.get("width", sampler.side), given.get("height", sampler.side))
+        how["images"] = np.asarray(ImageOps.fit(Image.fromarray(picture), size, Image.Resampling.BICUBIC))[None]
+
+    def make(prompt: str | None, seed: int, told: Progress) -> np.ndarray:
+        words = None if prompt is None else [prompt]
+        return sampler.video(prompts=words, seeds=[seed], progress=told, **how, **given)[0]
+
+    return make
+
+
+def _drawing(backbone: StableVideoDiffusion, first_frame: str | None) -> StableDiffusion | None:
+    if first_frame is None:
+        at_home = artifact.portable({"path": backbone.path})["path"].startswith("${shipped:")
+        first_frame = "sd" if at_home else "none"
+    if first_frame == "none":
+        return None
+    return StableDiffusion(path=config.shipped("sd") if first_frame == "sd" else first_frame)
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are none.
+
+    Raises:
+        UserError: no such file, no text, or no prompt in it.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(str(file), "no such file", "prompts, one a line", "check the path") from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(str(file), "not a text file", "prompts, one a line, in UTF-8", "choose another") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(str(file), "an empty file", "prompts, one a line", "write some")
+    return prompts
 
 
 def open_image(path: Path) -> np.ndarray:
@@ -92,34 +186,50 @@ def open_image(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise UserError(str(path), "no such file", "a picture", "check the path")
+    suffix = path.suffix[1:].lower()
+    members = {suffix if suffix in IMAGES else "png": path.read_bytes()}
     try:
-        with Image.open(path) as opened:
-            return np.asarray(to_rgb(opened))
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise UserError(str(path), f"it does not decode ({error})", "a picture", "choose another file") from error
+        return decode(path.name, members, Look(num_frames=1), draw=0.0).frames[0]
+    except BadSample as error:
+        raise UserError(str(path), str(error), "a JPEG, PNG or WebP", "choose another file") from error
 
 
-def write(
-    clips: np.ndarray, labels: list[str], seeds: list[int], out: Path, fps: int, facts: dict[str, Any]
+def _write(
+    clips: Sequence[np.ndarray],
+    labels: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    fps: float,
+    facts: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> list[Path]:
-    """The files of some clips, all or none."""
+    refuse_existing(out)
     staging = out.absolute().with_name(f".{out.name}.part-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    told = {"comment": "AI-generated by mmtrain", "artifact": facts["name"], "run_id": facts["run_id"] or "none"}
+    told["settings"] = json.dumps(dict(given))
     names = []
     try:
         for i, (clip, label, seed) in enumerate(zip(clips, labels, seeds, strict=True)):
-            told = {"comment": json.dumps({"ai_generated": True, "prompt": label, "seed": seed, **facts})}
-            name = f"{i:03d}.{'mp4' if len(clip) > 1 else 'png'}"
+            tags = {**told, "title": label, "seed": str(seed)}
+            name = f"{i:03d}-{_slug(label)}"
             if len(clip) > 1:
-                write_mp4(clip, staging / name, fps=fps, metadata=told)
+                names.append(write_mp4(clip, staging / f"{name}.mp4", fps=fps, metadata=tags).name)
             else:
-                write_png(clip[0], staging / name, metadata=told)
-            names.append(name)
-        contact_sheet(list(clips), labels, staging / "sheet.png")
+                names.append(write_png(clip[0], staging / f"{name}.png", metadata=tags).name)
+        captions = [f"{label} · seed {seed}" for label, seed in zip(labels, seeds, strict=True)]
+        title = f"{facts['name']} · run {facts['run_id'][:8]}" if facts["run_id"] else facts["name"]
+        names.append(contact_sheet(clips, captions, staging / "sheet.png", title=title).name)
         if out.exists():
             out.rmdir()
         os.replace(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return [out / name for name in [*names, "sheet.png"]]
+    return [out / name for name in names]
+
+
+def _slug(text: str) -> str:
+    """A short file name of some words."""
+    words = re.sub(r"[^a-z0-9]+", "-", Path(text).stem.lower() if "/" in text else text.lower()).strip("-")
+    return words[:48].rstrip("-") or "clip"
