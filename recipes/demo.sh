@@ -25,7 +25,7 @@ say "4/7 export: the adapter, and a folder that vanilla diffusers opens"
 $mmtrain export "$run" --to "$out/adapter"
 
 say "5/7 sample"
-$mmtrain sample "$out/adapter" --out "$out/samples" --seed 7 --steps 10 \
+$mmtrain sample "$out/adapter" --out "$out/samples" --seed 7 --steps 10 --first-frame sd \
     --prompt "a large red triangle moving right on a white background" \
     --prompt "a small blue square going round in a circle on black"
 

@@ -44,7 +44,8 @@ class TextTower(nn.Module):
         super().__init__()
         self.tokenizer: Any = tokenizer
         self.model: Any = model
-        layers = self.model.config.num_hidden_layers
+        config: Any = model.config
+        layers = int(config.num_hidden_layers)
         if not -1 <= layer <= layers:
             raise UserError("backbone.text_layer", str(layer), f"−1, or 0 to {layers}", "choose one of them")
         self.layer = layer
