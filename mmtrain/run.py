@@ -138,7 +138,8 @@ class Run:
         if len(found) > 1:
             came = f"{len(found)} runs: {', '.join(p.name for p in found)}"
             raise UserError(text, came, "one run", "give the folder's whole name")
-        close = difflib.get_close_matches(text, [*names, *(n.rsplit("-", 1)[-1] for n in names), "latest"], n=1)
+        words = [*names, *(n.rsplit("-", 1)[-1] for n in names), *(["latest"] if names else [])]
+        close = difflib.get_close_matches(text, words, n=1)
         have = f"one of {', '.join(names[-8:])}" if names else f"a run, and {folder} holds none yet"
         fix = f"perhaps you meant {close[0]}" if close else "give a folder, the first characters of an id, or `latest`"
         raise UserError(text, "no such run", have, fix)
