@@ -344,8 +344,7 @@ def _sample(args: argparse.Namespace) -> None:
 
     names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width")
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
-    names = ("prompts_file", "image", "first_frame", "text", "seed", "fps", "out")
-    asked = {name: vars(args)[name] for name in names}
+    asked = {name: vars(args)[name] for name in ("prompts_file", "image", "first_frame", "text", "seed", "fps", "out")}
     with _bar("steps") as progress:
         made = sample(args.artifact, prompts=args.prompt, **asked, settings=settings, progress=progress)
     print("\n".join(str(path) for path in made))

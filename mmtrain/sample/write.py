@@ -81,7 +81,7 @@ def sample(
         make = _pictures(where, backbone, asked, given, picture, first_frame)
     else:
         make = _videos(where, backbone, asked, given, picture, first_frame)
-    wanted = list(asked) or [None]
+    wanted: list[str | None] = [*asked] or [None]
     seeds = [seed + i for i in range(len(wanted))]
     told = _counted(progress, len(wanted) * int(given.get("num_inference_steps", STEPS)))
     clips = [make(prompt, number, told) for prompt, number in zip(wanted, seeds, strict=True)]
