@@ -3,7 +3,7 @@
 Scenes, pixels and words only; writing them into shards is `data/shards.py`, reading facts back from pixels is
 `evaluate/judge.py`. Nothing here imports torch, so that drawing runs in plain worker processes.
 
-The split holds out combinations: every fifth (colour, shape, motion) triple never occurs in training, while each
+The split holds out combinations: one in five (colour, shape, motion) triples never occurs in training, while each
 colour, shape and motion does, and so does each pair of them.
 """
 
@@ -96,7 +96,7 @@ class Scene:
 
 
 def held_out(colour: str, shape: str, motion: str) -> bool:
-    """Whether this combination is kept from training: a Latin pattern that leaves every pair in both splits."""
+    """Whether this combination is kept from training: a Latin pattern that leaves every pair of them in training."""
     place = list(COLOURS).index(colour) + 2 * SHAPES.index(shape) + 3 * MOTIONS.index(motion)
     return place % 5 == 0
 
