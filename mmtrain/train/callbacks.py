@@ -83,14 +83,17 @@ class Log(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """Saves every n optimizer steps and at the end. Comes after the log, so that a saved step is a logged one."""
+    """Saves every n optimizer steps and at the end. The log is written first, so that a saved step is a logged and a
+    finite one."""
 
-    def __init__(self, folder: Path, run_id: str, every: int, keep: int) -> None:
+    def __init__(self, log: Log, folder: Path, run_id: str, every: int, keep: int) -> None:
+        self.log_ = log
         self.folder, self.run_id, self.every, self.keep = folder, run_id, every, keep
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = pl_module.step == pl_module.steps
         if trainer.is_global_zero and (last or pl_module.step % self.every == 0):
+            self.log_.flush(trainer, pl_module)
             checkpoint.save(pl_module, self.folder, self.run_id, self.keep)
 
 

@@ -143,7 +143,7 @@ class _Encoding:
 
 def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, run: Run, say: Console) -> None:
     log = Log(run.path / "metrics.csv", schedule.log_every)
-    save = Checkpoints(run.path / "checkpoints", run.run_id, schedule.checkpoint_every, schedule.keep)
+    save = Checkpoints(log, run.path / "checkpoints", run.run_id, schedule.checkpoint_every, schedule.keep)
     previews = [] if cfg.preview is None else [config.build(cfg.preview)]
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
