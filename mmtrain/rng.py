@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_GOLDEN = 11400714819323198485  # 2⁶⁴ / golden ratio, odd
+
 
 def key(*parts: int | str) -> int:
     """A 63-bit key of the parts: BLAKE2b, so that neighbouring positions share nothing."""
@@ -39,6 +41,14 @@ class Rng:
     def uniform(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
         """Uniform float32 in [0, 1), ``[b, *shape]``."""
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._generators(stream)])
+
+    def spread(self, stream: str) -> Tensor:
+        """Uniform float64 ``[b]`` in (0, 1), evenly spread over samples at neighbouring positions: a Weyl sequence of the
+        golden ratio from a start that the step draws. Noise levels drawn so make a small batch's loss less of a lottery
+        (Kingma et al. 2021, appendix I.1), and a sample's is still the same on any number of ranks."""
+        start = key(self.seed, stream, self.step)
+        places = [(start + p * _GOLDEN) % 2**64 for p in self.positions]
+        return (torch.tensor([place >> 11 for place in places], dtype=torch.float64) + 0.5) / 2**53
 
     def chance(self, stream: str, probability: float) -> Tensor:
         """Boolean ``[b]``, each true with the given probability."""

@@ -90,7 +90,7 @@ class StableDiffusion(nn.Module):
     def draw_level(self, rng: Rng) -> Tensor:
         """Timesteps ``[b]``, uniform over the schedule (Ho et al. 2020)."""
         count = self.schedule.config.num_train_timesteps
-        return (rng.uniform("timestep") * count).long().clamp(max=count - 1)
+        return (rng.spread("timestep") * count).long().clamp(max=count - 1)
 
     def noise(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         return self.schedule.add_noise(latents, noise, level)

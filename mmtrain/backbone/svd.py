@@ -177,7 +177,7 @@ class StableVideoDiffusion(nn.Module):
     def draw_level(self, rng: Rng) -> Tensor:
         """Noise levels σ ``[b]``, log-normal (Karras et al. 2022, section 5)."""
         mean, deviation = self.sigma
-        return (mean + deviation * rng.normal("sigma", ())).exp()
+        return (mean + deviation * torch.special.ndtri(rng.spread("sigma"))).exp().float()
 
     def noise(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         return latents + noise * _wide(level, latents)

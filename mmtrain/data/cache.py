@@ -35,6 +35,7 @@ def identity(source: Source, encoder_id: str, dtype: torch.dtype) -> dict[str, o
         "content": source.fingerprint,
         "encoder_id": encoder_id,
         "num_frames": source.look.num_frames,
+        "stride": source.look.stride,
         "size": source.look.size,
         "dtype": str(dtype).removeprefix("torch."),
     }

@@ -46,23 +46,27 @@ class Look:
     """Which frames of a sample are wanted, and how large.
 
     Args:
-        num_frames: neighbouring frames to keep, or None for all. A still image has one.
+        num_frames: frames to keep, or None for all. A still image has one.
+        stride: every how many frames of the clip one is kept; the rate of what is kept falls by as much.
         size: side in pixels of the square that is cut from the middle after the shorter side is resized to it; None
             keeps the frames as they are.
     """
 
     num_frames: int | None = None
+    stride: int = 1
     size: int | None = None
 
     def window(self, total: int, draw: float) -> range:
         """The frames to keep of ``total``; ``draw`` in [0, 1) chooses where they start."""
-        wanted = total if self.num_frames is None else self.num_frames
-        if total < wanted or not total:
-            raise BadSample(f"the clip has {total} frames and {wanted} were wanted")
+        wanted = -(-total // self.stride) if self.num_frames is None else self.num_frames
+        span = (wanted - 1) * self.stride + 1
+        if total < span or not total:
+            apart = f", {self.stride} apart," if self.stride > 1 else ""
+            raise BadSample(f"the clip has {total} frames and {wanted}{apart} were wanted")
         if total > MAX_FRAMES:
             raise BadSample(f"the clip has {total} frames; at most {MAX_FRAMES} are read")
-        start = int(draw * (total - wanted + 1))
-        return range(start, start + wanted)
+        start = int(draw * (total - span + 1))
+        return range(start, start + span, self.stride)
 
     def place(self, image: Image.Image) -> np.ndarray:
         """An RGB image → uint8 ``[h w c]``, resized and cut."""
@@ -183,7 +187,7 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
         image.seek(number)
         if number in needed:
             placed[number] = look.place(to_rgb(image))
-    return np.stack([placed[shown[t]] for t in wanted]), fps
+    return np.stack([placed[shown[t]] for t in wanted]), fps / look.stride
 
 
 def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], float]:
@@ -234,7 +238,7 @@ def _video(payload: bytes, look: Look, draw: float) -> tuple[np.ndarray, float]:
         kept = [_turned(frame, look) for frame in _first(container.decode(stream), wanted)]
     if len(kept) < len(wanted):
         raise BadSample(f"the clip ends early: {len(kept)} of {len(wanted)} frames from frame {wanted.start} on")
-    return np.stack(kept), float(rate) if rate else IMAGE_FPS
+    return np.stack(kept), (float(rate) if rate else IMAGE_FPS) / look.stride
 
 
 def _video_stream(container: InputContainer) -> VideoStream:

@@ -15,6 +15,7 @@ def folder(
     shards: str = "data/shards/folders",
     caption: str | None = None,
     num_frames: int | None = None,
+    stride: int = 1,
     size: int | None = None,
     max_bad_fraction: float = 0.0,
 ) -> Source:
@@ -24,7 +25,7 @@ def folder(
         folder: images and MP4 clips with captions beside them, in metadata.csv or in metadata.jsonl.
         shards: where the packed shards are kept, one folder per content.
         caption: template for files without a caption; ``{name}`` is the file's name in words. None: refuse them.
-        num_frames, size: as for `Source`.
+        num_frames, stride, size: as for `Source`.
         max_bad_fraction: share of the files that may fail to decode; each is named.
 
     Raises:
@@ -36,7 +37,7 @@ def folder(
     target = Path(shards) / f"{root.resolve().name}-{_content(root, caption)}"
     if not target.exists():
         pack(root, target, caption_template=caption, max_bad_fraction=max_bad_fraction)
-    return Source(shards=str(target), num_frames=num_frames, size=size, max_bad_fraction=max_bad_fraction)
+    return Source(shards=str(target), num_frames=num_frames, stride=stride, size=size, max_bad_fraction=max_bad_fraction)
 
 
 def _content(root: Path, caption: str | None) -> str:

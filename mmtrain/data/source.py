@@ -32,7 +32,8 @@ class Source:
 
     Args:
         shards: a folder of tars, one tar, or a pattern (``data/{000000..000011}.tar``).
-        num_frames: neighbouring frames to take of each clip, or None for all; a still image has one.
+        num_frames: frames to take of each clip, or None for all; a still image has one.
+        stride: every how many frames of a clip one is taken.
         size: side in pixels of the square middle of each frame, or None to keep frames as they are.
         window: shards whose samples are mixed with each other in an epoch.
         max_bad_fraction: share of all samples that may fail to decode; each is replaced by its neighbour in the shard
@@ -48,15 +49,16 @@ class Source:
         *,
         shards: str,
         num_frames: int | None = None,
+        stride: int = 1,
         size: int | None = None,
         window: int = 8,
         max_bad_fraction: float = 0.0,
         require_captions: bool = True,
     ) -> None:
-        for name, value in (("num_frames", num_frames), ("size", size), ("window", window)):
+        for name, value in (("num_frames", num_frames), ("stride", stride), ("size", size), ("window", window)):
             if value is not None and value < 1:
                 raise UserError(f"data source, {name}", str(value), "at least 1", "give a positive number")
-        self.shards, self.look, self.window = shards, Look(num_frames, size), window
+        self.shards, self.look, self.window = shards, Look(num_frames, stride, size), window
         self.max_bad_fraction, self.require_captions = max_bad_fraction, require_captions
         self.index = Index.of(shards)
         self.kind = self.index.media(require_captions=require_captions)  # frames or encoded

@@ -32,7 +32,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "brown": (92, 62, 40),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES: dict[str, float] = {"small": 6.5, "large": 10.0}  # half extent in pixels
+SIZES: dict[str, float] = {"small": 8.5, "large": 13.0}  # half extent in pixels of an object alone
 _D = 0.75
 DIRECTIONS: dict[str, tuple[float, float]] = {  # per pixel of travel, y grows downwards
     "left": (-1, 0),
@@ -47,6 +47,7 @@ DIRECTIONS: dict[str, tuple[float, float]] = {  # per pixel of travel, y grows d
 MOTIONS = (*DIRECTIONS, "circling", "growing", "still")
 RELATIONS = ("above", "below", "left of", "right of")
 
+SHRINK = {1: 1.0, 2: 0.75}  # of the half extent, by number of objects
 _TRAVEL = {1: 20.0, 2: 14.0}  # pixels covered by a moving object, by number of objects
 _ORBIT = {1: 8.0, 2: 6.0}  # radius in pixels of a circling object's path
 _GROWTH = {1: 1.8, 2: 1.5}  # last size over first
@@ -138,7 +139,7 @@ def _draw(rng: np.random.Generator, count: int) -> Scene | None:
 
 def _draw_sprite(rng: np.random.Generator, colour: str, count: int) -> Sprite:
     shape, size, motion = str(rng.choice(SHAPES)), str(rng.choice(list(SIZES))), str(rng.choice(MOTIONS))
-    half = SIZES[size] * (1.0 if count == 1 else 0.85) * rng.uniform(0.94, 1.06)
+    half = SIZES[size] * SHRINK[count] * rng.uniform(0.94, 1.06)
     travel, orbit, growth = _TRAVEL[count] * rng.uniform(0.9, 1.1), _ORBIT[count], _GROWTH[count]
     still = Sprite(shape, colour, size, motion, 0.0, 0.0, half, travel, orbit, growth)
     path = np.array([still.at(p) for p in np.linspace(0, 1, NUM_FRAMES)])

@@ -126,7 +126,7 @@ def _describe(track: list[Blob], num_frames: int, num_objects: int, scale: float
     for blob, half in zip(track, halves, strict=True):
         centres[blob.frame] = blob.x, blob.y - _SINK[shape] * half
     centres /= scale
-    border = float(np.mean(list(world.SIZES.values()))) * (1.0 if num_objects < 2 else 0.85)
+    border = float(np.mean(list(world.SIZES.values()))) * world.SHRINK[min(max(num_objects, 1), 2)]
     return Found(
         shape=shape if overlap >= SHAPE_LIMIT else None,
         colour=colour if votes >= 0.75 * len(track) else None,
