@@ -43,9 +43,11 @@ class Rng:
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._generators(stream)])
 
     def spread(self, stream: str) -> Tensor:
-        """Uniform float64 ``[b]`` in (0, 1), evenly spread over samples at neighbouring positions: a Weyl sequence of the
-        golden ratio from a start that the step draws. Noise levels drawn so make a small batch's loss less of a lottery
-        (Kingma et al. 2021, appendix I.1), and a sample's is still the same on any number of ranks."""
+        """Uniform float64 ``[b]`` in (0, 1), evenly spread over samples at neighbouring positions.
+
+        A Weyl sequence of the golden ratio from a start that the step draws. Noise levels drawn so make a small batch's
+        loss less of a lottery (Kingma et al. 2021, appendix I.1), and a sample's stays the same on any rank.
+        """
         start = key(self.seed, stream, self.step)
         places = [(start + p * _GOLDEN) % 2**64 for p in self.positions]
         return (torch.tensor([place >> 11 for place in places], dtype=torch.float64) + 0.5) / 2**53

@@ -8,6 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from mmtrain.adapter.bottleneck import bound
 from mmtrain.adapter.full import load_weights
 from mmtrain.errors import UserError
 
@@ -44,6 +45,9 @@ class LoRA(nn.Module):
                     "adapter lora", f"the pattern {pattern!r} matches no layer", f"names like {some}", "correct it"
                 )
         chosen = sorted(n for n in layers if any(fnmatchcase(n, p) for p in self.targets))
+        if any(bound(network.get_submodule(name)) for name in chosen):
+            fix = "name it after the LoRA in adapters"
+            raise UserError("adapter lora", "a bottleneck behind the same layer already", "the LoRA first", fix)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -72,8 +76,10 @@ def merged(network: nn.Module) -> Any:
     for name, layer in list(plain.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
+            base = layer.get_base_layer()
+            base._forward_hooks.update(layer._forward_hooks)  # a bottleneck stands behind the sum
             parent, _, child = name.rpartition(".")
-            setattr(plain.get_submodule(parent), child, layer.get_base_layer())
+            setattr(plain.get_submodule(parent), child, base)
     if hasattr(plain, "peft_config"):
         del plain.peft_config
     return plain

@@ -4,6 +4,7 @@ The cache mirrors its source shard for shard and sample for sample, so that orde
 an encoder is, this file does not know: it is handed a function.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -39,6 +40,12 @@ def identity(source: Source, encoder_id: str, dtype: torch.dtype) -> dict[str, o
         "size": source.look.size,
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def place(root: str | Path, source: Source, encoder_id: str, dtype: torch.dtype = torch.float16) -> Path:
+    """The folder below ``root`` for the cache of this source and encoder: one per identity, so that none is refused."""
+    total = hashlib.blake2b(json.dumps(identity(source, encoder_id, dtype)).encode(), digest_size=6)
+    return Path(root) / f"{source.fingerprint[:8]}-{total.hexdigest()}"
 
 
 def encode_shards(

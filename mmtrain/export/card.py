@@ -36,7 +36,7 @@ codec = {codec}.from_pretrained("{folder}")""",
 
 
 def card(
-    run: Run, backbone: Any, adapters: dict[str, Any], facts: dict[str, Any] | None, proof: Proof, dtype: str
+    run: Run, backbone: Any, adapters: dict[str, Any], facts: dict[str, Any] | None, proof: Proof | None, dtype: str
 ) -> str:
     """The card's text.
 
@@ -45,15 +45,17 @@ def card(
         backbone: what was trained, adapters attached.
         adapters: by name.
         facts: the artifact's, or None for a whole backbone.
-        proof: of the folder that vanilla libraries open.
+        proof: that vanilla libraries open the folder; None where it has nothing for them.
         dtype: of its weights, in words.
     """
     lines = [f"# {run.cfg.name}", "", _what(backbone, adapters, facts), "", *_table(run, facts, proof, dtype), ""]
     if facts is not None:
         lines += ["## In mmtrain", "", "```sh", f"mmtrain sample <this folder> {_words(backbone)}", "```", ""]
-    folder = "<this folder>" if facts is None else "<this folder>/pipeline"
-    lines += ["## Without mmtrain", "", "```python", _use(backbone, folder), "```", ""]
-    if getattr(backbone, "bridge", None) is not None:
+    if proof is None:
+        lines += ["Bottlenecks cannot be folded into the network's weights: this folder works in mmtrain alone.", ""]
+    else:
+        lines += ["## Without mmtrain", "", "```python", _use(backbone, "<this folder>"), "```", ""]
+    if proof is not None and getattr(backbone, "bridge", None) is not None:
         lines += [
             "The vanilla pipeline is conditioned on an image and has no place for text: it carries what was trained in",
             "the network. The bridge that brings the text is in `adapter.safetensors` and works in mmtrain.",
@@ -77,16 +79,19 @@ def _what(backbone: Any, adapters: dict[str, Any], facts: dict[str, Any] | None)
     return f"Adapters trained with mmtrain on a frozen base ({kind}): {', '.join(parts)}."
 
 
-def _table(run: Run, facts: dict[str, Any] | None, proof: Proof, dtype: str) -> list[str]:
+def _table(run: Run, facts: dict[str, Any] | None, proof: Proof | None, dtype: str) -> list[str]:
     rows = {"run": f"`{run.run_id}`", "seed": str(run.cfg.seed), "data's fingerprint": f"`{run.manifest['data']}`"}
     if facts is not None:
         rows["base"] = f"`{facts['base']['path']}`, weights `{facts['base']['digest']}`"
         rows["steps"] = str(facts["step"])
-    rows["weights of the folder"] = dtype
-    rows["proved"] = (
-        f"opened by the vanilla library: every weight equal; after two steps {proof.mean:.2g} levels of 255 "
-        f"from the trained model in the mean, {proof.most:.2g} at most"
-    )
+    if proof is None:
+        rows["proved"] = "loaded again by mmtrain: bit for bit what the trained model gives"
+    else:
+        rows["weights of the folder"] = dtype
+        rows["proved"] = (
+            f"opened by the vanilla library: every weight equal; after two steps {proof.mean:.2g} levels of 255 "
+            f"from the trained model in the mean, {proof.most:.2g} at most"
+        )
     rows["made with"] = ", ".join(f"{name} {version}" for name, version in run.manifest["packages"].items())
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from mmtrain import artifact
+from mmtrain.adapter.bottleneck import bound
 from mmtrain.errors import UserError
 from mmtrain.export.card import card
 from mmtrain.export.prove import CASES, prove, prove_artifact
@@ -21,14 +22,14 @@ def export(
 ) -> Path:
     """Write what a run trained, and prove it; a folder that is not proved is not kept.
 
-    A run that trained a whole backbone gives that backbone's own folder. Any other gives an artifact
-    (``adapter.safetensors``, ``artifact.json``) and ``pipeline/``, the base with the adapters of its network merged,
-    which vanilla diffusers opens. Both have a card, ``README.md``.
+    The folder is one that vanilla diffusers or transformers opens, the base with the adapters of its network merged,
+    and has a card, ``README.md``. Where the run trained adapters, it is their artifact too (``adapter.safetensors``,
+    ``artifact.json``); of a network with bottlenecks, which nothing can fold in, it is the artifact alone.
 
     Args:
         run: a run's folder, the start of its id, or ``latest``.
         to: folder to write; must not exist. None: ``exports/<run>``.
-        dtype: of the weights in the folder that vanilla libraries open.
+        dtype: of the weights that vanilla libraries open.
         folder: where runs are.
 
     Raises:
@@ -55,12 +56,11 @@ def _write(run: Run, staging: Path, dtype: Literal["fp16", "fp32"]) -> None:
         raise UserError(
             "export", f"a {type(backbone).__name__}", "a family that can be proved", "add it to export/prove"
         )
-    whole = artifact.is_whole_backbone(adapters)
-    vanilla = staging if whole else staging / "pipeline"
-    backbone.save(vanilla, DTYPES[dtype])
-    proof = prove(backbone, vanilla, DTYPES[dtype])
-    facts = None
-    if not whole:
+    proof = facts = None
+    if not bound(backbone.network):
+        backbone.save(staging, DTYPES[dtype])
+        proof = prove(backbone, staging, DTYPES[dtype])
+    if not artifact.is_whole_backbone(adapters):
         facts = artifact.write(run, backbone, staging)
         prove_artifact(backbone, staging)
     text = card(run, backbone, adapters, facts, proof, dtype)

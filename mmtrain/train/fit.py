@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mmtrain import artifact, config
 from mmtrain.batch import to_unit
-from mmtrain.data.cache import encode_shards
+from mmtrain.data.cache import encode_shards, place
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 from mmtrain.run import Run
@@ -116,7 +116,7 @@ def _cached(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, say: 
     """The source of encoder outputs, encoded now if they are not there yet; the pixels where no cache is asked for."""
     if cfg.cache is None or pixels.kind == "encoded":
         return pixels
-    folder = Path(cfg.cache) / f"{pixels.fingerprint[:8]}-{backbone.encoder_id[:8]}"
+    folder = place(cfg.cache, pixels, backbone.encoder_id)
     shown = _Encoding(say)
     if schedule.threads == "auto":
         frames = torch.stack([_first(pixels)] * 4)

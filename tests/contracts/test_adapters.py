@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmtrain import config
+from mmtrain.adapter.bottleneck import Bottleneck
 from mmtrain.adapter.lora import LoRA, merged
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
@@ -44,6 +45,7 @@ def stir(adapter: Any) -> None:
         ("bridge", "svd", {"width": 16, "heads": 2}),
         ("bridge", "svd", {"width": 16, "heads": 2, "tokens": 4}),
         ("lora", "sd", {}),
+        ("bottleneck_temporal", "svd", {"width": 4}),
     ],
 )
 def test_every_weight_of_a_preset_gets_a_gradient(
@@ -105,3 +107,40 @@ def test_weights_of_other_settings_are_refused(tiny_svd: Path):
         lora.attach(StableVideoDiffusion(path=str(tiny_svd)))
     with pytest.raises(UserError, match="another shape"):
         large.set_weights({n: w.detach() for n, w in small.named_weights().items()})
+
+
+def test_a_bottleneck_is_its_formula_behind_the_named_layers(tiny_sd: Path):
+    model = StableDiffusion(path=str(tiny_sd))
+    adapter = Bottleneck(width=3, targets=["*.attn1.to_out.0"], activation="relu")
+    adapter.attach(model)
+    stir(adapter)
+    (name, layer), *_ = [(n, m) for n, m in model.network.named_modules() if n.endswith("attn1.to_out.0")]
+    w = {n.removeprefix(f"{name}."): p for n, p in adapter.named_weights().items() if n.startswith(name)}
+    inputs = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(0))
+    z = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
+    wanted = z + torch.relu(z @ w["down.weight"].T + w["down.bias"]) @ w["up.weight"].T + w["up.bias"]
+    torch.testing.assert_close(layer(inputs), wanted)
+    assert len(adapter.named_weights()) == 4 * sum(
+        n.endswith("attn1.to_out.0") for n, _ in model.network.named_modules()
+    )
+
+
+def test_a_bottleneck_on_what_is_not_there_is_refused(tiny_sd: Path):
+    with pytest.raises(UserError, match="matches no linear layer"):
+        Bottleneck(width=3, targets=["*.nowhere"]).attach(StableDiffusion(path=str(tiny_sd)))
+
+
+def test_a_bottleneck_behind_a_lora_layer_stays_there_when_that_is_folded(tiny_sd: Path):
+    model, other = StableDiffusion(path=str(tiny_sd)), StableDiffusion(path=str(tiny_sd))
+    low, tight = LoRA(rank=2, alpha=2, targets=["*.to_out.0"]), Bottleneck(width=3, targets=["*.attn1.to_out.0"])
+    for adapter in (low, tight):
+        adapter.attach(model)
+        stir(adapter)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 3, model.unet.config.cross_attention_dim)
+    with torch.no_grad():
+        live, folded, bare = (net(*inputs).sample for net in (model.unet, merged(model.unet), other.unet))
+    torch.testing.assert_close(folded, live, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(folded, bare, rtol=1e-2)
+    tight.attach(other)
+    with pytest.raises(UserError, match="the LoRA first"):
+        LoRA(rank=2, alpha=2, targets=["*.to_out.0"]).attach(other)

@@ -17,6 +17,7 @@ from mmtrain import artifact, config
 from mmtrain.adapter.lora import LoRA, merged
 from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.codec import KLCodec
+from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.export import prove, vanilla
@@ -68,7 +69,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_vanilla_frames_equal_those_of_the_sampler_bit_for_bit(exported: Path, svd_run: Run):
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    pipeline = StableVideoDiffusionPipeline.from_pretrained(exported / "pipeline")
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(exported)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(7)
     frames = pipeline(Image.fromarray(photo), **TINY, num_frames=3, generator=generator, output_type="pil").frames[0]
@@ -104,12 +105,9 @@ def test_merging_moves_the_network_by_rounding_only(svd_run: Run):
 
 
 def test_the_folder_holds_card_and_facts_and_no_frozen_weight(exported: Path, svd_run: Run):
-    assert sorted(p.name for p in exported.iterdir()) == [
-        "README.md",
-        "adapter.safetensors",
-        "artifact.json",
-        "pipeline",
-    ]
+    own = {"README.md", "adapter.safetensors", "artifact.json"}
+    parts = {"unet", "vae", "image_encoder", "feature_extractor", "scheduler", "model_index.json", "manifest.json"}
+    assert {p.name for p in exported.iterdir()} == own | parts
     card = (exported / "README.md").read_text()
     for said in (svd_run.run_id, "0123abcd", "mmtrain sample", "StableVideoDiffusionPipeline", "every weight equal"):
         assert said in card
@@ -123,7 +121,7 @@ def test_an_sd_adapter_in_half_precision(tiny_sd: Path, tmp_path: Path, here: No
     run = run_of(tmp_path / "runs", "brand_style", *overrides)
     folder = export(str(run.path), tmp_path / "out", "fp16")
     loaded, _, _ = artifact.load(folder)
-    plain, _ = artifact.opened(str(folder / "pipeline"))
+    plain = StableDiffusion(path=str(folder))
     how: dict[str, Any] = {"prompts": [PROMPT], **TINY, "seeds": [0]}
     ours, theirs = images(backbone=loaded, **how), images(backbone=plain, **how)
     assert 0 < np.abs(ours.astype(int) - theirs).max() < 16
@@ -285,3 +283,17 @@ def test_opening_what_samples_nothing(tmp_path: Path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     with pytest.raises(UserError, match="a WanPipeline"):
         artifact.opened(str(tmp_path))
+
+
+def test_bottlenecks_give_an_artifact_alone_that_makes_the_trained_frames(tiny_sd: Path, tmp_path: Path):
+    layer = {"_target_": "mmtrain.adapter.bottleneck.Bottleneck", "width": 4, "targets": "[*.attn1.to_out.0]"}
+    words = [f"+adapters.tight.{name}={value}" for name, value in layer.items()]
+    overrides = [f"backbone.path={tiny_sd}", f"dataset.folder={tmp_path}", "adapters.style.rank=2", *words]
+    run = run_of(tmp_path / "runs", "brand_style", *overrides)
+    folder = export(str(run.path), tmp_path / "out", "fp32")
+    assert {p.name for p in folder.iterdir()} == {"README.md", "adapter.safetensors", "artifact.json"}
+    assert "mmtrain alone" in (folder / "README.md").read_text()
+    how: dict[str, Any] = {"prompts": [PROMPT], **TINY, "seeds": [0]}
+    ours, trained = (images(backbone=b, **how) for b in (artifact.load(folder)[0], artifact.of_run(run)[0]))
+    assert np.array_equal(ours, trained)
+    assert not np.array_equal(ours, images(backbone=artifact.base(folder), **how))

@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
 from PIL import Image
 
+from mmtrain.adapter.bottleneck import Bottleneck
 from mmtrain.adapter.bridge import Bridge
 from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.sd import StableDiffusion
@@ -17,6 +18,7 @@ from mmtrain.sample.generate import VideoSampler, images
 
 SMALL = {"height": 64, "width": 64, "num_inference_steps": 2}
 TEMPORAL = ["*.temporal_transformer_blocks.*.attn1.to_*", "*.attn2.to_v", "*.temporal_transformer_blocks.*.ff*.net.*"]
+BEHIND = ["*.attn1.to_out.0", "*.ff.net.2"]
 PROMPTS = ["a red circle moving left", "a blue square moving up"]
 
 
@@ -27,6 +29,7 @@ def svd(path: Path, clip: Path) -> StableVideoDiffusion:
 def with_fresh_adapters(backbone: Any, tokens: int = 1) -> Any:
     Bridge(tokens=tokens, width=16, heads=2).attach(backbone)
     LoRA(rank=4, alpha=8, targets=TEMPORAL).attach(backbone)
+    Bottleneck(width=4, targets=BEHIND).attach(backbone)
     return backbone
 
 

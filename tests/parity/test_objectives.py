@@ -121,6 +121,17 @@ def test_draws_depend_on_name_step_and_position_alone(stream: str):
     assert torch.equal(whole, Rng(7, 3, range(6)).normal(stream, (4,)))
 
 
+def test_spread_draws_are_even_in_a_batch_uniform_over_many_and_the_same_on_any_rank():
+    batch = Rng(7, 3, range(40, 48)).spread("sigma")
+    assert torch.equal(batch[2:5], Rng(7, 3, [42, 43, 44]).spread("sigma"))
+    assert not torch.equal(batch, Rng(7, 4, range(40, 48)).spread("sigma"))
+    gaps = batch.sort().values.diff()
+    assert gaps.max() < 2 / 8
+    assert gaps.min() > 0.5 / 8  # of eight independent draws the closest are 0.016 apart
+    many = torch.cat([Rng(7, step, range(8 * step, 8 * step + 8)).spread("sigma") for step in range(500)])
+    assert (torch.histc(many, 10, 0, 1) - 400).abs().max() < 40
+
+
 def test_each_word_is_one_token_and_other_text_falls_apart():
     words = ["red", "green", "square", "growing", "circle", "circling", ","]
     tokenizer = word_tokenizer(words, 16)
