@@ -1,7 +1,8 @@
 """The bridge: text features to the conditioning tokens of an image-to-video model.
 
-tokens = base + W_out·MLP(attention of learned queries over the text's tokens), with W_out = 0 at the start. The base is
-the text tower's own embedding, which shares the image's space: the untrained baseline that a bridge must beat.
+tokens = base + W_out·MLP(n · attention of learned queries over the text's n tokens). The base is the text tower's own
+embedding, which shares the image's space: the untrained baseline that a bridge must beat. Times n, because a mean over a
+caption hides the one word that tells the motion; attention starts as that mean.
 """
 
 from typing import Any
@@ -20,9 +21,11 @@ class Bridge(nn.Module):
         tokens: conditioning tokens it emits. With one, a cross-attention's q and k have no effect (softmax over one).
         width: of the bridge's inner layers.
         heads: attention heads; divides ``width``.
+        spread: of a fresh W_out, over torch's own initialisation. At 0 a fresh bridge is the untrained baseline, bit for
+            bit, but gives the network no word to tell from another; at 1 captions differ from the first step on.
     """
 
-    def __init__(self, *, tokens: int, width: int, heads: int) -> None:
+    def __init__(self, *, tokens: int, width: int, heads: int, spread: float = 0.0) -> None:
         super().__init__()
         if tokens < 1 or width % heads:
             raise UserError(
@@ -31,7 +34,7 @@ class Bridge(nn.Module):
                 "heads that divide width",
                 "correct it",
             )
-        self.tokens, self.width, self.heads = tokens, width, heads
+        self.tokens, self.width, self.heads, self.spread = tokens, width, heads, spread
 
     def attach(self, backbone: Any) -> None:
         """Read the widths from the models and become the backbone's way from text to conditioning."""
@@ -50,7 +53,7 @@ class Bridge(nn.Module):
             nn.Linear(4 * self.width, self.width),
         )
         self.out = nn.Linear(self.width, out)
-        nn.init.zeros_(self.out.weight)
+        self.out.weight.data *= self.spread
         nn.init.zeros_(self.out.bias)
         self.conditioning_width = out
         backbone.bridge = self
@@ -65,7 +68,7 @@ class Bridge(nn.Module):
         tokens = self.norm(text.tokens)
         k, v = (f(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.keys, self.values))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=text.mask[:, None, None, :])
-        mixed = mixed.transpose(1, 2).flatten(2)
+        mixed = mixed.transpose(1, 2).flatten(2) * text.mask.sum(1)[:, None, None]
         delta = self.out(mixed + self.mlp(mixed))
         if not self.shared:
             return delta

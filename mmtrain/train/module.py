@@ -56,7 +56,7 @@ class TrainModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = self.optim.optimizer(self.weights.values())
+            self.optimizer = self.optim.optimizer(self.weights)
         return self.optimizer
 
     def loss(self, batch: Batch) -> Loss:
@@ -66,7 +66,7 @@ class TrainModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = self.optim.rate(self.step, self.steps)
+            group["lr"] = group["scale"] * self.optim.rate(self.step, self.steps)
         self.outcome = self.loss(batch)
         return self.outcome.per_sample.mean()
 

@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule of a run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ class AdamW:
         warmup: steps of linear warm-up.
         schedule: ``constant`` or ``cosine`` after the warm-up.
         floor: last learning rate over the peak, for ``cosine``.
+        scales: by an adapter's name, what its rate is multiplied by; 1 for those not named.
     """
 
     def __init__(
@@ -31,14 +32,26 @@ class AdamW:
         warmup: int = 0,
         schedule: Literal["constant", "cosine"] = "cosine",
         floor: float = 0.05,
+        scales: dict[str, float] | None = None,
     ) -> None:
         if lr <= 0:
             raise UserError("optim.lr", str(lr), "a positive learning rate", "try 1e-4")
         self.lr, self.weight_decay, self.betas = lr, weight_decay, (float(betas[0]), float(betas[1]))
-        self.warmup, self.schedule, self.floor = warmup, schedule, floor
+        self.warmup, self.schedule, self.floor, self.scales = warmup, schedule, floor, dict(scales or {})
 
-    def optimizer(self, weights: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-        return torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
+    def optimizer(self, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+        """The optimizer of weights by ``<adapter>/<name>``, a group for each adapter; a group's ``scale`` is of its rate.
+
+        Raises:
+            UserError: ``scales`` names an adapter that has no weights.
+        """
+        adapters: dict[str, list[nn.Parameter]] = {}
+        for name, weight in weights.items():
+            adapters.setdefault(name.split("/")[0], []).append(weight)
+        for name in self.scales.keys() - adapters.keys():
+            raise UserError("optim.scales", f"{name!r}", f"adapters: {', '.join(adapters)}", "correct the name")
+        groups = [{"params": own, "scale": self.scales.get(name, 1.0)} for name, own in adapters.items()]
+        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of optimizer step ``step`` (from 0) of ``steps``."""
