@@ -227,8 +227,10 @@ def _add_shards(verbs: Any) -> None:
     pack.add_argument("--caption-template", metavar="TEXT", help="for files without caption; {name} is the file's")
     pack.add_argument("--shard-size", type=_positive, default=1000, help="samples in a shard (default 1000)")
     pack.add_argument("--max-bad-fraction", type=_share, default=0.0, help="share that may fail to decode (default 0)")
-    index = _add(kinds, "index", _shards_index, "index shards: where each sample's bytes lie")
+    index = _add(kinds, "index", _shards_index, "read shards whole once, and keep what lies where beside them")
     index.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
+    index.add_argument("--verify", action="store_true", help="read unchanged shards again too")
+    index.add_argument("--workers", type=_positive, default=1, help="processes that read shards (default 1)")
     check = _add(kinds, "check", _shards_check, "read every sample and report what is wrong")
     check.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
     encode = _add(kinds, "encode", _shards_encode, "write a recipe's encoder outputs as shards", overrides=True)
@@ -269,7 +271,8 @@ def _shards_pack(args: argparse.Namespace) -> None:
 def _shards_index(args: argparse.Namespace) -> None:
     from mmtrain.data.index import Index
 
-    index = Index.of(args.shards)
+    with _bar("bytes") as progress:
+        index = Index.of(args.shards, verify=args.verify, workers=args.workers, progress=progress)
     print(f"{args.shards}: {len(index)} samples in {len(index.shards)} shards, fingerprint {index.fingerprint}")
 
 
