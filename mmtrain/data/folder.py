@@ -37,9 +37,7 @@ def folder(
     target = Path(shards) / f"{root.resolve().name}-{_content(root, caption)}"
     if not target.exists():
         pack(root, target, caption_template=caption, max_bad_fraction=max_bad_fraction)
-    return Source(
-        shards=str(target), num_frames=num_frames, stride=stride, size=size, max_bad_fraction=max_bad_fraction
-    )
+    return Source(shards=str(target), num_frames=num_frames, stride=stride, size=size, max_bad_fraction=max_bad_fraction)
 
 
 def _content(root: Path, caption: str | None) -> str:

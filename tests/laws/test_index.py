@@ -35,7 +35,7 @@ def clip(gop: int, count: int = 12) -> bytes:
     """An MP4 with B-frames and a keyframe at every ``gop``-th frame."""
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as container:
-        options = {"g": str(gop), "keyint_min": str(gop), "sc_threshold": "0", "bf": "2"}
+        options = {"g": str(gop), "keyint_min": str(gop), "sc_threshold": "0", "bf": "2", "x264-params": "open-gop=1"}
         stream = container.add_stream("libx264", rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         for pixels in noise(count, 32, 48):
