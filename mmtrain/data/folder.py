@@ -4,8 +4,9 @@ import hashlib
 from pathlib import Path
 
 from mmtrain.data.index import IMAGES, VIDEOS
-from mmtrain.data.pack import TABLES, pack
+from mmtrain.data.pack import pack
 from mmtrain.data.source import Source
+from mmtrain.data.tables import TABLES
 from mmtrain.errors import UserError
 
 
@@ -37,7 +38,9 @@ def folder(
     target = Path(shards) / f"{root.resolve().name}-{_content(root, caption)}"
     if not target.exists():
         pack(root, target, caption_template=caption, max_bad_fraction=max_bad_fraction)
-    return Source(shards=str(target), num_frames=num_frames, stride=stride, size=size, max_bad_fraction=max_bad_fraction)
+    return Source(
+        shards=str(target), num_frames=num_frames, stride=stride, size=size, max_bad_fraction=max_bad_fraction
+    )
 
 
 def _content(root: Path, caption: str | None) -> str:
