@@ -1,7 +1,7 @@
 """The command line: verbs and their options. Each verb imports what it needs when it runs, so that help is instant.
 
-Holds no work of its own: a verb is a thin call. Exit status 0 done, 2 a user's mistake (one block, no stack trace),
-130 interrupted; anything else is our bug and shows its trace.
+Holds no work of its own: a verb is a thin call. Exit status 0 done, 1 `shards check` found too much, 2 a user's
+mistake (one block, no stack trace), 130 interrupted; anything else is our bug and shows its trace.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from mmtrain.errors import UserError, UserErrors
 from mmtrain.threads import keep_pages
 
-Verb = Callable[[argparse.Namespace], object]
+Verb = Callable[[argparse.Namespace], int | None]
 _PLACES = (
     errno.EACCES,
     errno.EPERM,
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parse(words)
         keep_pages()
-        args.run(args)
+        status: int | None = args.run(args)
     except UserError as error:
         if trace:
             raise
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("mmtrain: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _block(error: UserError) -> str:
@@ -221,16 +221,32 @@ def _add_shards(verbs: Any) -> None:
     world.add_argument("--captions-each", type=_positive, default=3, help="wordings of each clip's caption (default 3)")
     world.add_argument("--two-objects", type=_share, default=0.3, help="share of clips with two objects (default 0.3)")
     world.add_argument("--shard-size", type=_positive, default=500, help="clips in a shard (default 500)")
-    pack = _add(kinds, "pack", _shards_pack, "pack a folder of captioned images and clips")
-    pack.add_argument("source", metavar="FOLDER", type=Path, help="files, each with a .txt, or a metadata.csv/.jsonl")
+    pack = _add(kinds, "pack", _shards_pack, "pack captioned images and clips, or shards again, into shards")
+    text = "files, each with a .txt or in a metadata table; a .csv, .jsonl or .parquet; or shards"
+    pack.add_argument("source", metavar="SOURCE", help=text)
     pack.add_argument("out", metavar="OUT", type=Path)
     pack.add_argument("--caption-template", metavar="TEXT", help="for files without caption; {name} is the file's")
-    pack.add_argument("--shard-size", type=_positive, default=1000, help="samples in a shard (default 1000)")
+    pack.add_argument("--columns", metavar="FILE,TEXT", type=_pair, default=("file_name", "text"), help="of the table")
+    text = "keep samples with this alone, such as width>=256 or words>=3; repeat for more"
+    pack.add_argument("--where", metavar="NAME>=NUMBER", action="append", default=[], help=text)
+    pack.add_argument("--shard-size", type=_positive, default=1000, help="samples to a shard, about (default 1000)")
     pack.add_argument("--max-bad-fraction", type=_share, default=0.0, help="share that may fail to decode (default 0)")
-    index = _add(kinds, "index", _shards_index, "index shards: where each sample's bytes lie")
+    pack.add_argument("--workers", type=_positive, default=1, help="processes that write shards (default 1)")
+    index = _add(kinds, "index", _shards_index, "read shards whole once, and keep what lies where beside them")
     index.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
+    index.add_argument("--verify", action="store_true", help="read unchanged shards again too")
+    index.add_argument("--workers", type=_positive, default=1, help="processes that read shards (default 1)")
     check = _add(kinds, "check", _shards_check, "read every sample and report what is wrong")
     check.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
+    check.add_argument("--heldout", metavar="SHARDS", help="shards that none of these samples should be in")
+    check.add_argument("--json", metavar="FILE", type=Path, help="write the report there too")
+    text = "share of samples that training would refuse (default 0)"
+    check.add_argument("--max-bad-fraction", type=_share, default=0.0, help=text)
+    text = "share of samples that only repeat others (default 1)"
+    check.add_argument("--max-duplicate-fraction", type=_share, default=1.0, help=text)
+    text = "share of the held-out samples that are in here (default 0)"
+    check.add_argument("--max-leak-fraction", type=_share, default=0.0, help=text)
+    check.add_argument("--workers", type=_positive, default=1, help="processes that read and decode (default 1)")
     encode = _add(kinds, "encode", _shards_encode, "write a recipe's encoder outputs as shards", overrides=True)
     encode.add_argument("recipe", metavar="RECIPE")
     encode.add_argument("--to", metavar="DIR", type=Path, required=True)
@@ -260,7 +276,7 @@ def _shards_world(args: argparse.Namespace) -> None:
 def _shards_pack(args: argparse.Namespace) -> None:
     from mmtrain.data.pack import pack
 
-    names = ("caption_template", "shard_size", "max_bad_fraction")
+    names = ("caption_template", "columns", "where", "shard_size", "max_bad_fraction", "workers")
     with _bar("files") as progress:
         packed = pack(args.source, args.out, **{name: vars(args)[name] for name in names}, progress=progress)
     print(packed.text())
@@ -269,18 +285,23 @@ def _shards_pack(args: argparse.Namespace) -> None:
 def _shards_index(args: argparse.Namespace) -> None:
     from mmtrain.data.index import Index
 
-    index = Index.of(args.shards)
+    with _bar("bytes") as progress:
+        index = Index.of(args.shards, verify=args.verify, workers=args.workers, progress=progress)
     print(f"{args.shards}: {len(index)} samples in {len(index.shards)} shards, fingerprint {index.fingerprint}")
 
 
-def _shards_check(args: argparse.Namespace) -> None:
+def _shards_check(args: argparse.Namespace) -> int:
+    import json
+
     from mmtrain.data.check import check, readable
 
-    with _bar("samples") as progress:
-        report = check(args.shards, progress=progress)
+    names = ("heldout", "max_bad_fraction", "max_duplicate_fraction", "max_leak_fraction", "workers")
+    with _bar("checked") as progress:
+        report = check(args.shards, **{name: vars(args)[name] for name in names}, progress=progress)
     print(readable(report))
-    if not report["ok"]:
-        raise UserError(f"shards {args.shards}", "faults, listed above", "none", "mend or remove what is named")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0 if report["ok"] else 1
 
 
 def _shards_encode(args: argparse.Namespace) -> None:
@@ -416,6 +437,13 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
+
+
+def _pair(text: str) -> tuple[str, str]:
+    names = text.split(",")
+    if len(names) != 2 or not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two names with a comma between")
+    return names[0], names[1]
 
 
 def _share(text: str) -> float:

@@ -1,82 +1,125 @@
 """A report on shards for a person: what they hold, and what is wrong with them. It mends nothing."""
 
 import hashlib
-from collections import Counter, defaultdict
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmtrain.data.decode import BadSample, Probe, captions_of, decode_encoded, probe
-from mmtrain.data.index import ENCODED, MEDIA, Index, find_shards
+import numpy as np
+
+from mmtrain.data.decode import BadSample, Look, Probe, captions_of, decode, decode_encoded, probe
+from mmtrain.data.duplicates import SIDE, SIGNATURE, groups, near_pairs, signature
+from mmtrain.data.facts import ENCODED, MEDIA
+from mmtrain.data.index import Index
+from mmtrain.data.scan import Shard
 from mmtrain.data.source import read_members
-from mmtrain.errors import UserError, UserErrors
+from mmtrain.data.workers import Tick, spread
+from mmtrain.errors import UserError
 
 _NAMED = 20  # faults of one kind that the text names
 
 
-def check(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Reads and decodes every sample and returns what was found, JSON-ready.
+def check(
+    path: str | Path,
+    *,
+    heldout: str | Path | None = None,
+    max_bad_fraction: float = 0.0,
+    max_duplicate_fraction: float = 1.0,
+    max_leak_fraction: float = 0.0,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Reads every byte and decodes every sample and returns what was found, JSON-ready.
 
-    Fields: ``ok``; ``shards``, ``samples``, ``bytes``; ``faults`` (texts, of shards that cannot be used); ``bad`` (key
-    → why the sample does not decode); ``missing_captions`` and ``missing_media`` (keys); ``duplicates`` (lists of keys
-    with the same bytes); ``ignored`` (files that belong to no sample); ``media`` (suffix → count); ``resolutions``
-    ("WxH" → count); least, median and greatest of ``num_frames``, ``duration_seconds``, ``captions_per_sample`` and
-    ``caption_words``.
+    Fields: ``ok``; ``shards``, ``samples``, ``bytes``, ``fingerprint``; ``faults`` (texts, of shards that cannot be
+    used); ``bad`` (key → why the sample does not decode, and where); ``missing_captions`` and ``missing_media`` (keys);
+    ``repeated_keys`` (keys of several shards); ``duplicates`` (lists of keys with the same bytes) and
+    ``near_duplicates`` (that look the same); ``ignored`` (files that belong to no sample); ``media`` (suffix → count);
+    ``resolutions`` ("WxH" → count); least, median and greatest of ``num_frames``, ``duration_seconds``,
+    ``captions_per_sample`` and ``caption_words``; ``decoded_per_second`` (samples, by one process);
+    ``leaked`` (key held out → key of the sample here that is, or looks, the same); and for each tolerance
+    ``bad_fraction``, ``duplicate_fraction`` and ``leak_fraction`` as [found, allowed].
+
+    Args:
+        heldout: shards that none of these samples should be in; they are read too.
+        max_bad_fraction: share of the samples that training would refuse: those in ``bad``, ``missing_captions``,
+            ``missing_media`` and ``repeated_keys``.
+        max_duplicate_fraction: share of the samples that could go without losing a content or a look.
+        max_leak_fraction: share of ``heldout`` that may be leaked.
+        workers: processes that read and decode.
+        progress: called with (done, total), first of bytes, then of samples.
 
     Raises:
         UserError: if there is no shard at the path at all.
     """
-    paths = find_shards(path)
-    index, faults = _readable(path, paths)
-    found = _Found()
-    for i in range(len(index)):
-        found.look(index, i)
-        if progress:
-            progress(i + 1, len(index))
+    index, faults = Index.read(path, verify=True, workers=workers, progress=progress)
+    found = _look(index, workers, progress)
     report = {
         "path": str(path),
-        "shards": len(paths),
+        "shards": len(index.shards),
         "samples": len(index),
-        "bytes": sum(p.stat().st_size for p in paths),
+        "bytes": sum(s.size for s in index.shards),
         "fingerprint": index.fingerprint,
-        "faults": faults,
+        "faults": [*map(str, faults), *found.mixed(str(path))],
         "ignored": sum(s.ignored for s in index.shards),
+        "repeated_keys": [key for key, count in Counter(index.keys).items() if count > 1],
         **found.report(),
+        "leaked": {},
     }
-    wrong = ("faults", "bad", "missing_captions", "missing_media")
-    return {"ok": not any(report[name] for name in wrong), **report}
+    wrong = {key for name in ("bad", "missing_captions", "missing_media", "repeated_keys") for key in report[name]}
+    spare = _spare(report["duplicates"] + report["near_duplicates"])
+    report["bad_fraction"] = [len(wrong) / max(len(index), 1), max_bad_fraction]
+    report["duplicate_fraction"] = [spare / max(len(index), 1), max_duplicate_fraction]
+    if heldout is not None:
+        others, more = Index.read(heldout, verify=True, workers=workers, progress=progress)
+        report["faults"] += map(str, more)
+        report["leaked"] = _leaked(found, _look(others, workers, progress))
+        report["leak_fraction"] = [len(report["leaked"]) / max(len(others), 1), max_leak_fraction]
+    past = [name for name, (came, allowed) in _tolerances(report).items() if came > allowed]
+    return {"ok": not report["faults"] and not past, **report}
 
 
-def _readable(path: str | Path, paths: list[Path]) -> tuple[Index, list[str]]:
-    """The index of the shards that can be used, and a text for each fault of the others."""
-    try:
-        return Index.of(path), []
-    except UserErrors as why:
-        first = [str(e) for e in why.errors]
-    except UserError as why:
-        first = [str(why)]
-    shards, faults = [], []
-    for shard in paths:
-        try:
-            shards += Index.of(shard).shards
-        except UserError as why:
-            faults.append(str(why))
-    return Index(shards), faults + [text for text in first if text not in faults]
+def _tolerances(report: dict[str, Any]) -> dict[str, list[float]]:
+    return {name: value for name, value in report.items() if name.endswith("_fraction")}
 
 
+def _spare(alike: list[list[str]]) -> int:
+    """How many keys could go, if one of each group stays; groups may overlap."""
+    numbers: dict[str, int] = {}
+    pairs = [
+        (numbers.setdefault(keys[0], len(numbers)), numbers.setdefault(key, len(numbers)))
+        for keys in alike
+        for key in keys[1:]
+    ]
+    return sum(len(group) - 1 for group in groups(np.array(pairs, np.int64).reshape(-1, 2)))
+
+
+@dataclass
 class _Found:
-    """What the samples seen so far hold."""
+    """What samples hold; that of several shards adds up."""
 
-    def __init__(self) -> None:
-        self.bad: dict[str, str] = {}
-        self.missing_captions: list[str] = []
-        self.missing_media: list[str] = []
-        self.media: Counter[str] = Counter()
-        self.probes: list[Probe] = []
-        self.captions: list[tuple[str, ...]] = []
-        self.contents: dict[bytes, list[str]] = defaultdict(list)
+    bad: dict[str, str] = field(default_factory=dict)
+    missing_captions: list[str] = field(default_factory=list)
+    missing_media: list[str] = field(default_factory=list)
+    media: Counter[str] = field(default_factory=Counter)
+    probes: list[Probe] = field(default_factory=list)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
+    seen: list[tuple[str, bytes]] = field(default_factory=list)  # key and sha256 of each medium
+    looks: list[tuple[str, np.ndarray]] = field(default_factory=list)  # key and SIGNATURE of each image or clip
+    seconds: float = 0.0  # of decoding
 
-    def look(self, index: Index, i: int) -> None:
+    def __iadd__(self, other: "_Found") -> "_Found":
+        self.bad |= other.bad
+        self.media += other.media
+        self.seconds += other.seconds
+        for name in ("missing_captions", "missing_media", "probes", "captions", "seen", "looks"):
+            getattr(self, name).extend(getattr(other, name))
+        return self
+
+    def sample(self, index: Index, i: int) -> None:
         key = index.keys[i]
         try:
             members = read_members(index, i)
@@ -89,27 +132,93 @@ class _Found:
                 self.missing_media.append(key)
             for suffix in suffixes:
                 self.media[suffix] += 1
-                self.contents[hashlib.sha256(members[suffix]).digest()].append(key)
-                if suffix in ENCODED:
-                    decode_encoded(members)
-                else:
-                    self.probes.append(probe(suffix, members))
+                self.seen.append((key, hashlib.sha256(members[suffix]).digest()))
+                self.medium(key, suffix, members)
+            if len(suffixes) > 1:
+                raise BadSample(f"holds {len(suffixes)} media ({', '.join(suffixes)})")
         except (BadSample, UnicodeDecodeError) as why:
-            self.bad[key] = str(why)
+            self.bad[key] = f"{why}; in {index.shards[index.locate(i)[0]].path}"
+
+    def medium(self, key: str, suffix: str, members: dict[str, bytes]) -> None:
+        started = time.perf_counter()
+        if suffix in ENCODED:
+            decode_encoded(members)
+            self.seconds += time.perf_counter() - started
+            return
+        found = probe(suffix, members)
+        self.seconds += time.perf_counter() - started
+        self.probes.append(found)
+        count = 3 if found.num_frames >= 3 else 1
+        look = Look(num_frames=count, stride=max((found.num_frames - 1) // 2, 1), size=SIDE)
+        self.looks.append((key, signature(decode(key, members, look, 0.0).frames)))
+
+    def mixed(self, path: str) -> list[str]:
+        """A fault, if there are both pixels and encoder outputs."""
+        if len({suffix in ENCODED for suffix in self.media}) < 2:
+            return []
+        fix = "keep them in separate folders"
+        return [str(UserError(path, "pixels and encoder outputs are mixed", "one kind in one source", fix))]
 
     def report(self) -> dict[str, Any]:
+        exact: dict[bytes, list[str]] = {}
+        for key, digest in self.seen:
+            exact.setdefault(digest, []).append(key)
+        exact = {digest: keys for digest, keys in exact.items() if len(keys) > 1}
+        repeats = {key for keys in exact.values() for key in keys[1:]}
+        names = [key for key, _ in self.looks if key not in repeats]
+        near = groups(near_pairs(_signatures((key, s) for key, s in self.looks if key not in repeats)))
         return {
             "bad": self.bad,
             "missing_captions": self.missing_captions,
             "missing_media": self.missing_media,
-            "duplicates": [keys for keys in self.contents.values() if len(keys) > 1],
+            "duplicates": list(exact.values()),
+            "near_duplicates": [[names[i] for i in group] for group in near],
             "media": dict(self.media.most_common()),
             "resolutions": dict(Counter(f"{p.width}x{p.height}" for p in self.probes).most_common()),
             "num_frames": _spread(p.num_frames for p in self.probes),
             "duration_seconds": _spread(p.num_frames / p.fps for p in self.probes if p.num_frames > 1),
             "captions_per_sample": _spread(len(c) for c in self.captions),
             "caption_words": _spread(len(line.split()) for c in self.captions for line in c),
+            "decoded_per_second": round(len(self.seen) / self.seconds, 1) if self.seconds else None,
         }
+
+
+def _look(index: Index, workers: int, progress: Callable[[int, int], None] | None) -> _Found:
+    done, found = 0, _Found()
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, len(index))
+
+    results = dict(spread(_look_at, index.shards, workers=workers, tick=tick))
+    for number in range(len(index.shards)):
+        found += results[number]
+    return found
+
+
+def _look_at(shard: Shard, tick: Tick) -> _Found:
+    index, found = Index([shard]), _Found()
+    for i in range(len(index)):
+        found.sample(index, i)
+        tick(1)
+    return found
+
+
+def _signatures(looks: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
+    return np.array([row for _, row in looks], SIGNATURE)
+
+
+def _leaked(train: _Found, heldout: _Found) -> dict[str, str]:
+    """Key held out → key of a sample to train on that has the same bytes or looks the same."""
+    digests = {digest: key for key, digest in reversed(train.seen)}
+    found = {key: digests[digest] for key, digest in heldout.seen if digest in digests}
+    looks, first = [*train.looks, *heldout.looks], len(train.looks)
+    for i, j in near_pairs(_signatures(looks)).tolist():
+        if i < first <= j:
+            found.setdefault(looks[j][0], looks[i][0])
+    return dict(sorted(found.items()))
 
 
 def _spread(values: Iterable[float]) -> list[float] | None:
@@ -136,13 +245,23 @@ def readable(report: dict[str, Any]) -> str:
         if report[name]:
             low, middle, high = (f"{v:g}" for v in report[name])
             lines.append(f"  {title:<13} {low} to {high}, median {middle}")
-    lines += _listed("caption missing", report["missing_captions"])
-    lines += _listed("image or clip missing", report["missing_media"])
+    if report["decoded_per_second"]:
+        lines.append(f"  decoding      {report['decoded_per_second']:g} samples a second and process")
+    again = "or `mmtrain shards pack` these shards again"
+    lines += _listed(f"caption missing (write it, {again} with --where 'captions>0')", report["missing_captions"])
+    lines += _listed("image or clip missing (add it, or leave the sample out)", report["missing_media"])
+    lines += _listed("key of several shards (rename them and pack again)", report["repeated_keys"])
     lines += _listed("same content", [" = ".join(keys) for keys in report["duplicates"]])
-    lines += _listed("does not decode", [f"{key}: {why}" for key, why in report["bad"].items()])
+    lines += _listed("same look", [" ~ ".join(keys) for keys in report["near_duplicates"]])
+    lines += _listed("held out, but here too", [f"{key} ~ {here}" for key, here in report["leaked"].items()])
+    rows = [f"{key}: {why}" for key, why in report["bad"].items()]
+    lines += _listed(f"does not decode (mend it, {again} with --max-bad-fraction)", rows)
     lines += _listed("unusable", report["faults"])
     if report["ignored"]:
         lines.append(f"  files that belong to no sample: {report['ignored']}")
+    for name, (came, allowed) in _tolerances(report).items():
+        if came > allowed:
+            lines.append(f"  {name.replace('_', ' ')}: {came:.2%} of the samples, and {allowed:.2%} are allowed")
     return "\n".join([*lines, "ok" if report["ok"] else "NOT ok"])
 
 

@@ -4,8 +4,9 @@ import hashlib
 from pathlib import Path
 
 from mmtrain.data.index import IMAGES, VIDEOS
-from mmtrain.data.pack import TABLES, pack
+from mmtrain.data.pack import pack
 from mmtrain.data.source import Source
+from mmtrain.data.tables import TABLES
 from mmtrain.errors import UserError
 
 

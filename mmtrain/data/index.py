@@ -1,7 +1,8 @@
-"""What lies in the shards: for each sample its key and where its members' bytes are, with checksums.
+"""What lies in the shards: for each sample its key, where its members' bytes are, with checksums, and their `FACTS`.
 
-One pass reads every byte once; the result is kept beside the shards (``index.npz``) and used again while they are
-unchanged. Holds no pixels and no order: decoding is `decode.py`, order is `order.py`, both meet in `source.py`.
+One pass reads every byte once; the result is kept beside the shards (``index.npz``, flat columns, so that a million
+samples open in well under a second) and used again while they are unchanged. Holds no pixels and no order: decoding
+is `decode.py`, order is `order.py`, both meet in `source.py`.
 """
 
 import hashlib
@@ -10,60 +11,29 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmtrain.data.tar import Member, scan
-from mmtrain.errors import UserError
+from mmtrain.data.facts import ENCODED as ENCODED
+from mmtrain.data.facts import FACTS
+from mmtrain.data.facts import IMAGES as IMAGES
+from mmtrain.data.facts import MEDIA as MEDIA
+from mmtrain.data.facts import VIDEOS as VIDEOS
+from mmtrain.data.scan import Shard, read_shard
+from mmtrain.data.tar import Member
+from mmtrain.data.workers import Tick, spread
+from mmtrain.errors import UserError, UserErrors
 
 SIDECAR = "index.npz"
-VERSION = 1
-IMAGES = ("jpg", "jpeg", "png", "webp")
-VIDEOS = ("mp4", "webm")
-ENCODED = ("safetensors",)
-MEDIA = (*IMAGES, *VIDEOS, *ENCODED)
+VERSION = 2
 
-_NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """``a/b.seg.png`` → (``a/b``, ``seg.png``), as webdataset splits; None for a file that belongs to no sample."""
-    found = _NAME.match(name)
-    return (found[1], found[2].lower()) if found else None
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar: its identity, its keys, and its members in flat arrays (sample j owns ``starts[j]:starts[j + 1]``)."""
-
-    path: Path
-    size: int  # bytes
-    mtime_ns: int
-    sha256: str
-    ignored: int  # files that belong to no sample
-    keys: list[str]
-    starts: np.ndarray  # int64 [samples + 1]
-    offsets: np.ndarray  # int64 [members], bytes
-    sizes: np.ndarray  # int64 [members], bytes
-    crcs: np.ndarray  # uint32 [members]
-    suffixes: list[str]  # of each member
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def members(self, j: int) -> dict[str, Member]:
-        """Members of the shard's sample j by suffix."""
-        return {
-            self.suffixes[m]: Member(
-                f"{self.keys[j]}.{self.suffixes[m]}", int(self.offsets[m]), int(self.sizes[m]), int(self.crcs[m])
-            )
-            for m in range(int(self.starts[j]), int(self.starts[j + 1]))
-        }
+_BY_SAMPLE = ("starts", "keyframe_starts")  # columns of a shard with an entry for each sample and one more
+_BY_MEMBER = ("offsets", "sizes", "crcs", "suffixes")
+_OTHER = ("facts", "keyframes")
 
 
 class Index:
@@ -75,17 +45,44 @@ class Index:
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
 
     @classmethod
-    def of(cls, where: str | Path) -> "Index":
+    def of(cls, where: str | Path, **how: Any) -> "Index":
+        """As `read`, for those who need every shard: its faults are raised, all at once (UserError)."""
+        index, faults = cls.read(where, **how)
+        if faults:
+            raise faults[0] if len(faults) == 1 else UserErrors(faults)
+        return index
+
+    @classmethod
+    def read(
+        cls,
+        where: str | Path,
+        *,
+        verify: bool = False,
+        workers: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple["Index", list[UserError]]:
         """Indexes a folder of tars, one tar, or a pattern (``*``, ``?``, ``{000000..000011}``, ``{a,b}``).
 
+        Args:
+            verify: read every shard again, also those whose size and time say that they are unchanged.
+            workers: processes that read shards.
+            progress: called with (bytes, bytes) of the shards that are read.
+
+        Returns:
+            The sound shards, and of each other one what would lose or change a sample silently: shard, member, fault.
+
         Raises:
-            UserError: naming shard, member and fault, for anything that would lose or change a sample silently.
+            UserError: if no shard is there.
         """
         paths = find_shards(where)
         shards: dict[Path, Shard] = {}
+        faults: list[UserError] = []
         for folder, group in itertools.groupby(paths, key=lambda p: p.parent):
-            shards |= _folder(folder, list(group), whole=Path(where) == folder or Path(where).absolute() == folder)
-        return cls([shards[p] for p in paths])
+            whole = Path(where) == folder or Path(where).absolute() == folder
+            pending = _Folder(folder, list(group), whole=whole, verify=verify)
+            shards |= pending.read(workers, progress)
+            faults += pending.faults
+        return cls([shards[p] for p in paths if p in shards]), faults
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -104,6 +101,18 @@ class Index:
         return [key for shard in self.shards for key in shard.keys]
 
     @cached_property
+    def facts(self) -> np.ndarray:
+        """`FACTS` ``[n]``: a column is ``index.facts["width"]``."""
+        return np.concatenate([np.empty(0, FACTS), *(shard.facts for shard in self.shards)])
+
+    def keyframes(self, i: int) -> np.ndarray:
+        """uint32: the numbers of sample i's keyframes in the order of showing; none for what is not a video."""
+        number, j = self.locate(i)
+        shard = self.shards[number]
+        found: np.ndarray = shard.keyframes[shard.keyframe_starts[j] : shard.keyframe_starts[j + 1]]
+        return found
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the shards' contents in order: equal for a copy of the shards anywhere."""
         return hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()
@@ -117,12 +126,12 @@ class Index:
         """
         kinds = set()
         for shard in self.shards:
-            media = np.array([s in MEDIA for s in shard.suffixes])
-            captions = np.array([s == "txt" for s in shard.suffixes])
-            found, told = (np.add.reduceat(column.astype(np.int64), shard.starts[:-1]) for column in (media, captions))
+            columns = (shard.are(MEDIA), shard.are(["txt"]))
+            found, told = (np.add.reduceat(column.astype(np.int64), shard.starts[:-1]) for column in columns)
             for j in np.flatnonzero((found != 1) | ((told == 0) & require_captions)):
                 raise _incomplete(shard, int(j))
-            kinds |= {"encoded" if s in ENCODED else "frames" for s in set(shard.suffixes) if s in MEDIA}
+            used = {shard.vocabulary[place] for place in np.unique(shard.suffixes)}
+            kinds |= {"encoded" if s in ENCODED else "frames" for s in used if s in MEDIA}
         if len(kinds) > 1:
             where, fix = str(self.shards[0].path.parent), "keep them in separate folders"
             raise UserError(where, "pixels and encoder outputs are mixed", "one kind in one source", fix)
@@ -183,71 +192,61 @@ def _braces(pattern: str) -> list[str]:
     return [p for choice in choices for p in _braces(pattern[: found.start()] + choice + pattern[found.end() :])]
 
 
-def read_shard(path: Path) -> Shard:
-    """Scans one tar and groups its members into samples. Raises UserError naming shard, member and fault."""
-    stat = path.stat()
-    members, sha256 = scan(path)
-    keys: list[str] = []
-    starts: list[int] = []
-    kept: list[Member] = []
-    suffixes: list[str] = []
-    seen: set[str] = set()
-    for member in members:
-        if (name := split_name(member.name)) is None or "\n" in member.name:
-            continue
-        key, suffix = name
-        if not keys or key != keys[-1]:
-            if key in seen:
-                raise _duplicate(path, member.name, "its key came before, with other samples between")
-            seen.add(key)
-            keys.append(key)
-            starts.append(len(kept))
-        elif suffix in suffixes[starts[-1] :]:
-            raise _duplicate(path, member.name, "it came twice for one key")
-        kept.append(member)
-        suffixes.append(suffix)
-    if not keys:
-        raise UserError(f"shard {path}", "holds no samples", "at least one", "write it again, or remove it")
-    return Shard(
-        path,
-        stat.st_size,
-        stat.st_mtime_ns,
-        sha256,
-        ignored=len(members) - len(kept),
-        keys=keys,
-        starts=np.array([*starts, len(kept)], np.int64),
-        offsets=np.array([m.offset for m in kept], np.int64),
-        sizes=np.array([m.size for m in kept], np.int64),
-        crcs=np.array([m.crc32 for m in kept], np.uint32),
-        suffixes=suffixes,
-    )
-
-
-def _duplicate(path: Path, name: str, what: str) -> UserError:
-    fix = "give each sample its own key and pack again, with a key's members side by side"
-    return UserError(f"shard {path}, member {name!r}", what, "each sample once, its members side by side", fix)
-
-
-def _folder(folder: Path, paths: list[Path], *, whole: bool) -> dict[Path, Shard]:
+class _Folder:
     """Shards of one folder, from its sidecar where size and time still match, else read again and compared."""
-    known = _load(folder)
-    gone = [name for name in known if not (folder / name).exists()]
-    if whole and gone:
-        fix = f"put it back, or delete {folder / SIDECAR} if it was removed on purpose"
-        raise UserError(f"shard {folder / gone[0]}", "missing, though the index lists it", "every indexed shard", fix)
-    shards, changed = {}, False
-    for path in paths:
-        before, stat = known.get(path.name), path.stat()
-        if before and (before.size, before.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-            shards[path] = before
-            continue
-        shards[path], changed = read_shard(path), True
-        if before and before.sha256 != shards[path].sha256:
-            raise _altered(before, shards[path])
-    if changed:
-        kept = {n: s for n, s in known.items() if n not in gone}
-        _save(folder, {**kept, **{p.name: s for p, s in shards.items()}})
-    return shards
+
+    def __init__(self, folder: Path, paths: list[Path], *, whole: bool, verify: bool) -> None:
+        self.folder, self.known = folder, _load(folder)
+        self.gone = [name for name in self.known if not (folder / name).exists()]
+        self.faults = [_gone(folder / name) for name in self.gone if whole]
+        self.trusted: dict[Path, Shard] = {}
+        self.unread: list[Path] = []
+        for path in paths:
+            before, stat = self.known.get(path.name), path.stat()
+            if not verify and before and (before.size, before.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+                self.trusted[path] = before
+            else:
+                self.unread.append(path)
+
+    def read(self, workers: int, progress: Callable[[int, int], None] | None) -> dict[Path, Shard]:
+        """The sound shards; the others are told in ``faults``, in the order of their names."""
+        total, done, found = sum(p.stat().st_size for p in self.unread), 0, dict(self.trusted)
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress:
+                progress(min(done, total), total)
+
+        results = dict(spread(_attempt, self.unread, workers=workers, tick=tick))
+        for number, path in enumerate(self.unread):
+            after, before = results[number], self.known.get(path.name)
+            if isinstance(after, UserError):
+                self.faults.append(after)
+            elif before and before.sha256 != after.sha256:
+                self.faults.append(_altered(before, after))
+            else:
+                found[path] = after
+        if any(not _same(self.known.get(path.name), found[path]) for path in self.unread if path in found):
+            kept = {n: s for n, s in self.known.items() if n not in self.gone}
+            _save(self.folder, {**kept, **{p.name: s for p, s in found.items()}})
+        return found
+
+
+def _attempt(path: Path, tick: Tick) -> Shard | UserError:
+    try:
+        return read_shard(path, tick)
+    except UserError as why:
+        return why
+
+
+def _same(before: Shard | None, after: Shard) -> bool:
+    return before is not None and (before.size, before.mtime_ns) == (after.size, after.mtime_ns)
+
+
+def _gone(path: Path) -> UserError:
+    fix = f"put it back, or delete {path.parent / SIDECAR} if it was removed on purpose"
+    return UserError(f"shard {path}", "missing, though the index lists it", "every indexed shard", fix)
 
 
 def _altered(before: Shard, after: Shard) -> UserError:
@@ -255,30 +254,34 @@ def _altered(before: Shard, after: Shard) -> UserError:
         {f"{s.keys[j]}.{x}": m.crc32 for j in range(len(s)) for x, m in s.members(j).items()} for s in (before, after)
     ]
     names = [n for n in {**crcs[0], **crcs[1]} if crcs[0].get(n) != crcs[1].get(n)]
-    came = f"changed since it was indexed (sha256; members that differ: {', '.join(names[:3]) or 'none, only headers'})"
+    none = "none, only headers" if list(crcs[0]) == list(crcs[1]) else "none, but they lie in another order"
+    came = f"changed since it was indexed (sha256; members that differ: {', '.join(names[:3]) or none})"
     fix = f"restore the shard, or delete {after.path.parent / SIDECAR} if the change was meant"
-    return UserError(f"shard {after.path}", came, f"sha256 {before.sha256[:12]}…", fix)
+    return UserError(f"shard {after.path}", came, f"sha256 {before.sha256[:12]}…, not {after.sha256[:12]}…", fix)
 
 
 def _save(folder: Path, shards: dict[str, Shard]) -> None:
     """Writes the sidecar in one rename; a folder that cannot be written to is indexed again each time."""
     rows = sorted(shards.values(), key=lambda s: s.path.name)
-    vocabulary = sorted({x for s in rows for x in s.suffixes})
-    place = {x: i for i, x in enumerate(vocabulary)}
+    vocabulary = sorted({suffix for s in rows for suffix in s.vocabulary})
+    places = [np.array([vocabulary.index(suffix) for suffix in s.vocabulary], np.uint16) for s in rows]
+    counts = [(len(s), len(s.offsets), len(s.keyframes)) for s in rows]
     head = {
         "version": VERSION,
         "suffixes": vocabulary,
-        "shards": [[s.path.name, s.size, s.mtime_ns, s.sha256, s.ignored, len(s), len(s.offsets)] for s in rows],
+        "shards": [
+            [s.path.name, s.size, s.mtime_ns, s.sha256, s.ignored, *n] for s, n in zip(rows, counts, strict=True)
+        ],
     }
+    arrays = {name: np.concatenate([getattr(s, name) for s in rows]) for name in (*_BY_SAMPLE, *_BY_MEMBER, *_OTHER)}
+    arrays["suffixes"] = np.concatenate([place[s.suffixes] for place, s in zip(places, rows, strict=True)])
     staging = folder / f".{SIDECAR}.{os.getpid()}"
-    arrays = {name: np.concatenate([getattr(s, name) for s in rows]) for name in ("starts", "offsets", "sizes", "crcs")}
     try:
         with open(staging, "wb") as file:
             np.savez(
                 file,
                 head=np.frombuffer(json.dumps(head).encode(), np.uint8),
                 keys=np.frombuffer("\n".join(k for s in rows for k in s.keys).encode(), np.uint8),
-                suffixes=np.array([place[x] for s in rows for x in s.suffixes], np.uint16),
                 **arrays,  # type: ignore[arg-type]
             )
         os.replace(staging, folder / SIDECAR)
@@ -298,16 +301,15 @@ def _load(folder: Path) -> dict[str, Shard]:
 
 
 def _unpack(folder: Path, head: dict[str, Any], data: dict[str, np.ndarray]) -> dict[str, Shard]:
-    keys = data["keys"].tobytes().decode().split("\n")
-    suffixes = [head["suffixes"][i] for i in data["suffixes"]]
-    found, sample, member = {}, 0, 0
-    for row, (name, size, mtime_ns, sha256, ignored, samples, members) in enumerate(head["shards"]):
-        span = slice(member, member + members)
-        starts = data["starts"][sample + row : sample + row + samples + 1]
-        columns = {column: data[column][span] for column in ("offsets", "sizes", "crcs")}
+    keys, vocabulary = data["keys"].tobytes().decode().split("\n"), tuple(head["suffixes"])
+    found, sample, member, keyframe = {}, 0, 0, 0
+    for row, (name, size, mtime_ns, sha256, ignored, samples, members, keyframes) in enumerate(head["shards"]):
+        edges = slice(sample + row, sample + row + samples + 1)
+        columns = {column: data[column][edges] for column in _BY_SAMPLE}
+        columns |= {column: data[column][member : member + members] for column in _BY_MEMBER}
+        columns["facts"] = data["facts"][sample : sample + samples]
+        columns["keyframes"] = data["keyframes"][keyframe : keyframe + keyframes]
         part = keys[sample : sample + samples]
-        found[name] = Shard(
-            folder / name, size, mtime_ns, sha256, ignored, part, starts, suffixes=suffixes[span], **columns
-        )
-        sample, member = sample + samples, member + members
+        found[name] = Shard(folder / name, size, mtime_ns, sha256, ignored, part, vocabulary, **columns)
+        sample, member, keyframe = sample + samples, member + members, keyframe + keyframes
     return found

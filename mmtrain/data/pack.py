@@ -1,24 +1,30 @@
-"""A folder of images and clips with captions → shards. The files' own bytes are kept; nothing is re-encoded.
+"""Folders, tables and shards → shards. The files' own bytes are kept; nothing is re-encoded.
 
-Captions come from ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and ``text``) if the folder has one,
-and otherwise from a .txt beside each file, one caption a line. What shards hold afterwards is told by `check.py`.
+What is packed is `items.py`. Here it is dealt out to shards of equal size beforehand, so that each shard can be written
+by any process, at any time, with the same bytes. What shards hold afterwards is told by `check.py`.
 """
 
-import csv
-import io
+import hashlib
 import json
-import re
-from collections.abc import Callable, Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from mmtrain.data.decode import BadSample, probe
-from mmtrain.data.index import IMAGES, VIDEOS
-from mmtrain.data.shards import ShardWriter
-from mmtrain.errors import UserError, UserErrors
+from mmtrain.data.decode import BadSample, decode_encoded, probe
+from mmtrain.data.facts import ENCODED, MEDIA
+from mmtrain.data.index import Index
+from mmtrain.data.items import Item, listed
+from mmtrain.data.shards import refuse_existing, write_members
+from mmtrain.data.tables import COLUMNS
+from mmtrain.data.tar import TarWriter
+from mmtrain.data.workers import Tick, spread
+from mmtrain.errors import UserError
 
-TABLES = ("metadata.csv", "metadata.jsonl")
+PLAN = "plan.json"
+VERSION = 1
+SHARD_BYTES = 1 << 30  # of a shard, about, if shard_size allows more
 
 
 @dataclass
@@ -27,11 +33,12 @@ class Packed:
 
     folder: Path
     samples: int = 0
-    bad: dict[str, str] = field(default_factory=dict)  # file left out → why it does not decode
+    shards: int = 0
+    bad: dict[str, str] = field(default_factory=dict)  # item left out → why it does not decode
     ignored: list[str] = field(default_factory=list)  # files of other kinds, left out
 
     def text(self) -> str:
-        lines = [f"{self.samples} samples in {self.folder}"]
+        lines = [f"{self.samples} samples in {self.folder} ({self.shards} shards)"]
         lines += [f"left out {name}: {why}" for name, why in self.bad.items()]
         if self.ignored:
             named = ", ".join(self.ignored[:8]) + (", …" if len(self.ignored) > 8 else "")
@@ -40,186 +47,186 @@ class Packed:
 
 
 def pack(
-    folder: str | Path,
+    source: str | Path,
     out: str | Path,
     *,
     caption_template: str | None = None,
+    columns: tuple[str, str] = COLUMNS,
+    where: Sequence[str] = (),
     shard_size: int = 1000,
     max_bad_fraction: float = 0.0,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Packs the images (jpg, jpeg, png, webp) and clips (mp4, webm) of a folder, subfolders included, into shards.
+    """Packs images (jpg, jpeg, png, webp) and clips (mp4, webm) with their captions into shards.
 
-    Every file is decoded once, whole, before it goes in. Keys are the files' relative names.
+    Every file is decoded once, whole, before it goes in. The same input gives the same bytes whatever the number of
+    workers. If the work is cut off, the same call goes on after the shards that were whole; the output has its name
+    only when all of them are.
 
     Args:
+        source: a folder, subfolders included, with a .txt beside each file or a metadata.csv, .jsonl or .parquet; or
+            such a table by itself, with names relative to its folder; or shards, whose members are carried over.
         caption_template: caption of files that have none; ``{name}`` stands for the file's name in words.
+        columns: of a table, the names of the files and the captions.
+        where: clauses such as ``width>=256`` or ``captions>0`` (names of `FACTS`); samples that miss one are left out.
+        shard_size: samples to a shard, about: shards are cut so that their bytes are equal.
         max_bad_fraction: share of the files that may fail to decode; they are left out, and named in the result.
+        workers: processes that write shards.
         progress: called with (files done, files).
 
     Raises:
-        UserError: for an empty folder, an output that exists, captions without files, files without captions, two
+        UserError: for an empty source, an output that exists, captions without files, files without captions, two
             files of one name, or too many that do not decode; nothing is left behind.
     """
-    folder = Path(folder)
-    files, others = _files(folder)
-    captions = _captions(folder, files, caption_template)
-    keys = _keys(folder, files)
-    done = Packed(Path(out), ignored=[name for name in others if not name.endswith(".txt") and name not in TABLES])
-    with ShardWriter(out, max_samples=shard_size) as writer:
-        for number, (name, path) in enumerate(files.items()):
-            members = {
-                path.suffix[1:].lower(): path.read_bytes(),
-                "txt": "".join(f"{line}\n" for line in captions[name]).encode(),
-                "json": json.dumps({"file_name": name}, sort_keys=True).encode(),
-            }
+    out = Path(out)
+    refuse_existing(out)
+    listing = listed(source, caption_template, columns)
+    listing.keep(where)
+    total = len(listing.items)
+    staging = out.absolute().with_name(f".{out.absolute().name}.partial")
+    _open(staging, listing.items, shard_size)
+    parts = [_Part(staging / f"{n:06d}.tar", run) for n, run in enumerate(cut(listing.items, shard_size))]
+    notes = {part.path: note for part in parts if (note := part.note())}
+    done = sum(len(part.items) for part in parts if part.path in notes)
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    unwritten = [part for part in parts if part.path not in notes]
+    try:
+        for number, note in spread(_write, unwritten, workers=workers, tick=tick):
+            notes[unwritten[number].path] = note
+            _refuse_bad(listing.where, notes.values(), total, max_bad_fraction)
+        _refuse_bad(listing.where, notes.values(), total, max_bad_fraction)
+    except _TooManyBad:
+        shutil.rmtree(staging)
+        raise
+    _finish(staging, out, [part.path for part in parts if notes[part.path].samples], workers)
+    ordered = [notes[part.path] for part in parts]
+    bad = {name: why for note in ordered for name, why in note.bad.items()}
+    count = sum(note.samples for note in ordered)
+    return Packed(out, count, sum(note.samples > 0 for note in ordered), bad, listing.ignored)
+
+
+def cut(items: list[Item], shard_size: int) -> list[list[Item]]:
+    """Consecutive runs of about equal bytes, as many as ``shard_size`` or `SHARD_BYTES` ask for; none is empty."""
+    if shard_size < 1:
+        raise UserError("shard size", f"{shard_size} samples", "at least 1", "give a larger shard size")
+    weights = [item.size + 1 for item in items]
+    total, before = sum(weights), 0
+    count = max(-(-len(items) // shard_size), -(-total // SHARD_BYTES))
+    runs: list[list[Item]] = [[] for _ in range(count)]
+    for item, weight in zip(items, weights, strict=True):
+        runs[(2 * before + weight) * count // (2 * total)].append(item)  # where its middle falls
+        before += weight
+    return [run for run in runs if run]
+
+
+@dataclass
+class _Note:
+    """What is kept beside a shard that is whole, until all are."""
+
+    samples: int
+    bad: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard to be written."""
+
+    path: Path
+    items: list[Item]
+
+    def note(self) -> _Note | None:
+        """What is known of the shard, if it is whole."""
+        try:
+            note = _Note(**json.loads(self.path.with_suffix(".json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return note if self.path.exists() or not note.samples else None
+
+
+def _open(staging: Path, items: list[Item], shard_size: int) -> None:
+    """What is left of a cut-off run of the same plan, or an empty folder."""
+    digest = hashlib.sha256(f"{VERSION} {shard_size}".encode())
+    paths = {piece.path for item in items for piece in item.pieces}
+    changed = {path: path.stat().st_mtime_ns for path in paths}
+    for item in items:
+        times = [changed[piece.path] for piece in item.pieces]
+        digest.update(repr((item.key, item.pieces, sorted(item.texts.items()), times)).encode())
+    plan = json.dumps({"content": digest.hexdigest()})
+    try:
+        same = (staging / PLAN).read_text() == plan
+    except OSError:
+        same = False
+    if not same:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        (staging / PLAN).write_text(plan)
+
+
+def _write(part: _Part, tick: Tick) -> _Note:
+    """Writes a shard, then its note. Without a sample that decodes there is no shard, only the note."""
+    note, tar = _Note(0, {}), TarWriter(part.path)
+    try:
+        for item in part.items:
             try:
-                probe(path.suffix[1:].lower(), members)
-                writer.write(keys[name], members)
+                members = item.read()
+                _decoded(members)
+                write_members(tar, item.key, members)
+                note.samples += 1
             except BadSample as why:
-                done.bad[name] = str(why)
-            if progress:
-                progress(number + 1, len(files))
-        _refuse_bad(folder, done.bad, len(files), max_bad_fraction)
-        done.samples = writer.count
-    return done
+                note.bad[item.name] = str(why)
+            tick(1)
+        tar.close() if note.samples else tar.abandon()
+    except BaseException:
+        tar.abandon()
+        raise
+    place = part.path.with_suffix(".json")
+    place.with_suffix(".staging").write_text(json.dumps(vars(note)))
+    os.replace(place.with_suffix(".staging"), place)
+    return note
 
 
-def _refuse_bad(folder: Path, bad: dict[str, str], total: int, max_bad_fraction: float) -> None:
+def _decoded(members: dict[str, bytes]) -> None:
+    """Raises BadSample if there is no medium, or one that does not decode."""
+    media = [suffix for suffix in members if suffix in MEDIA]
+    if not media:
+        raise BadSample(f"no image or clip (members: {', '.join(members)})")
+    for suffix in media:
+        if suffix in ENCODED:
+            decode_encoded(members)
+        else:
+            probe(suffix, members)
+
+
+class _TooManyBad(UserError):
+    """Told apart from other faults, because it leaves nothing behind."""
+
+
+def _refuse_bad(where: str, notes: Iterable[_Note], total: int, max_bad_fraction: float) -> None:
+    bad = {name: why for note in notes for name, why in note.bad.items()}
     if len(bad) > max_bad_fraction * total or len(bad) == total:
         named = "; ".join(f"{name}: {why}" for name, why in list(bad.items())[:5])
         came = f"{len(bad)} of {total} files do not decode ({named})"
         fix = "mend or remove them, or raise max_bad_fraction to leave them out"
-        raise UserError(f"folder {folder}", came, f"at most a share of {max_bad_fraction:g}", fix)
+        raise _TooManyBad(where, came, f"at most a share of {max_bad_fraction:g}", fix)
 
 
-def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Images and clips by relative name, sorted, and the names of all other files; hidden ones are passed over."""
-    if not folder.is_dir():
-        fix = "check the path; relative ones start at the working folder"
-        raise UserError(f"folder {folder}", "there is no such folder", "a folder of images or clips", fix)
-    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    shown = {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
-    files = {name: path for name, path in shown.items() if path.suffix[1:].lower() in (*IMAGES, *VIDEOS)}
-    others = [name for name in shown if name not in files]
-    if not files:
-        held = f"it holds only {', '.join(others[:5])}" if others else "the folder is empty"
-        fix = "put images or clips into it, or point at another folder"
-        raise UserError(f"folder {folder}", held, f"files ending in {', '.join((*IMAGES, *VIDEOS))}", fix)
-    return files, others
-
-
-def _keys(folder: Path, files: dict[str, Path]) -> dict[str, str]:
-    """File name → key: the name without its suffix, dots in its last part replaced, since a dot ends a key."""
-    keys: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for name in files:
-        parent, slash, stem = name.rpartition("/")
-        key = parent + slash + stem.rpartition(".")[0].replace(".", "_")
-        if key in owners:
-            came = f"{owners[key]} and {name} would share the key {key!r}"
-            raise UserError(f"folder {folder}", came, "one file to a key", "rename one of them")
-        keys[name], owners[key] = key, name
-    return keys
-
-
-def _captions(folder: Path, files: dict[str, Path], template: str | None) -> dict[str, list[str]]:
-    """Captions of each file. Raises all that is wrong at once (UserErrors)."""
-    tables = [folder / name for name in TABLES if (folder / name).is_file()]
-    if len(tables) > 1:
-        fix = "remove one of them"
-        raise UserError(f"folder {folder}", f"both {' and '.join(TABLES)}", "one table of captions", fix)
-    found = _table(tables[0]) if tables else _beside(folder, files)
-    place = str(tables[0]) if tables else f"folder {folder}"
-    errors = [_orphan(place, name) for name in found if name not in files]
-    for name in files:
-        if not found.get(name):
-            if template is None:
-                wanted = "a row for each file" if tables else "a .txt beside each file"
-                fix = "write it, or give caption_template for files without one"
-                errors.append(UserError(place, f"{name} has no caption", wanted, fix))
-            else:
-                found[name] = [_filled(template, name)]
-    if errors:
-        raise errors[0] if len(errors) == 1 else UserErrors(_shortened(errors))
-    return found
-
-
-def _orphan(place: str, name: str) -> UserError:
-    fix = "add the file, or remove the caption"
-    return UserError(place, f"a caption for {name!r} without its image or clip", "a file for each caption", fix)
-
-
-def _shortened(errors: list[UserError], limit: int = 10) -> list[UserError]:
-    if len(errors) <= limit:
-        return errors
-    rest = UserError(errors[0].where, f"{len(errors) - limit} more of these", errors[-1].wanted, errors[-1].fix)
-    return [*errors[:limit], rest]
-
-
-def _filled(template: str, name: str) -> str:
-    words = re.sub(r"[_-]+", " ", Path(name).stem)
-    if unknown := set(re.findall(r"\{[^{}]*\}", template)) - {"{name}"}:
-        raise UserError("caption_template", " ".join(sorted(unknown)), "no field but {name}", "use plain words")
-    return template.replace("{name}", words)
-
-
-def _beside(folder: Path, files: dict[str, Path]) -> dict[str, list[str]]:
-    """Captions from .txt files, under the name of the file each stands beside (or its own, if it stands alone)."""
-    owners: dict[Path, list[str]] = {}
-    for name, path in files.items():
-        owners.setdefault(path.with_suffix(""), []).append(name)
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.txt")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        lines = [line.strip() for line in _text(path).split("\n") if line.strip()]
-        for owner in owners.get(path.with_suffix(""), [path.relative_to(folder).as_posix()]):
-            found[owner] = lines
-    return found
-
-
-def _table(path: Path) -> dict[str, list[str]]:
-    """Captions from a table; several rows for one file are several captions, and so is a list in a JSON row."""
-    rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
-    found: dict[str, list[str]] = {}
-    for line, row in rows:
-        name, text = row.get("file_name"), row.get("text")
-        texts: list[Any] = text if isinstance(text, list) else [text]
-        if not isinstance(name, str) or not all(isinstance(t, str) for t in texts):
-            came = f"{dict(row)}"[:120]
-            raise UserError(
-                f"{path}, line {line}", came, "text in columns file_name and text", "mend the row or the header"
-            )
-        captions = [" ".join(t.split()) for t in texts if t.strip()]
-        found.setdefault(Path(name).as_posix(), []).extend(captions)
-    return found
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    for row in reader:
-        yield reader.line_num, {str(name): value for name, value in row.items()}
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as why:
-                raise UserError(
-                    f"{path}, line {number}", f"not JSON ({why})", "one object a line", "mend the line"
-                ) from why
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{path}, line {number}", line[:60], "an object with file_name and text", "mend the line"
-                )
-            yield number, row
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as why:
-        raise UserError(str(path), f"not UTF-8 ({why})", "UTF-8 text", "save it again as UTF-8") from why
+def _finish(staging: Path, out: Path, shards: list[Path], workers: int) -> None:
+    """Numbers the shards without gaps, indexes them and gives the folder its name."""
+    wanted = [staging / f"{n:06d}.tar" for n in range(len(shards))]
+    if shards != wanted:
+        (staging / PLAN).unlink()  # cut off from here on, the numbers would lie: start anew
+        for before, after in zip(shards, wanted, strict=True):
+            os.replace(before, after)
+    Index.of(staging, workers=workers)
+    (staging / PLAN).unlink(missing_ok=True)
+    for path in (*staging.glob("*.json"), *staging.glob("*.staging"), *staging.glob(".*.staging")):
+        path.unlink()
+    refuse_existing(out)
+    os.replace(staging, out)

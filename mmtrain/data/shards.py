@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from mmtrain.data import world
-from mmtrain.data.index import Index, split_name
+from mmtrain.data.index import Index
+from mmtrain.data.scan import split_name
 from mmtrain.data.tar import TarWriter
 from mmtrain.errors import UserError
 

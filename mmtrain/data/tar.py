@@ -8,7 +8,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -63,8 +63,11 @@ class TarWriter:
         self.staging.unlink(missing_ok=True)
 
 
-def scan(path: Path) -> tuple[list[Member], str]:
-    """The members of a tar in order, and the sha256 of the whole file, in one pass that reads every byte.
+def scan(path: Path, visit: Callable[[Member, bytes], None]) -> str:
+    """One pass that reads every byte: calls ``visit`` with each member and its content, in order.
+
+    Returns:
+        The sha256 of the whole file.
 
     Raises:
         UserError: naming the tar, the member and the fault: truncation, a damaged header, no end marker, bytes after
@@ -72,8 +75,9 @@ def scan(path: Path) -> tuple[list[Member], str]:
     """
     with open(path, "rb") as file:
         reader = _Reader(path, file)
-        found = list(reader.members())
-        return found, reader.digest.hexdigest()
+        for member, payload in reader.members():
+            visit(member, payload)
+        return reader.digest.hexdigest()
 
 
 class _Reader:
@@ -91,7 +95,7 @@ class _Reader:
         self.position += len(data)
         return data
 
-    def members(self) -> Iterator[Member]:
+    def members(self) -> Iterator[tuple[Member, bytes]]:
         extended: dict[str, str] = {}  # what a pax or GNU header says about the next member
         while (header := self.header()) is not None:
             name, size, kind = header
@@ -144,23 +148,23 @@ class _Reader:
             if rest.strip(b"\0"):
                 raise self.fault("more data after the end marker", "pack it again; joined tars are not one shard")
 
-    def payload(self, name: str, size: int) -> Member:
-        offset, crc, left = self.position, 0, size
+    def payload(self, name: str, size: int) -> tuple[Member, bytes]:
+        offset, parts, left = self.position, [], size
         while left:
             data = self.take(min(left, _CHUNK))
             if not data:
                 raise self.fault(f"member {name!r} is cut: {size - left} of {size} bytes are there (truncated)")
-            crc, left = zlib.crc32(data, crc), left - len(data)
+            parts.append(data)
+            left -= len(data)
         if len(self.take(-size % BLOCK)) < -size % BLOCK:
             raise self.fault(f"the file ends inside the padding of {name!r} (truncated)")
-        return Member(name, offset, size, crc)
+        content = b"".join(parts)
+        return Member(name, offset, size, zlib.crc32(content)), content
 
     def extension(self, kind: bytes, size: int) -> dict[str, str]:
         if size > _CHUNK:
             raise self.fault(f"an extension header of {size} bytes")
-        start = self.position
-        self.payload("extension header", size)
-        raw = os.pread(self.file.fileno(), size, start)
+        _, raw = self.payload("extension header", size)
         if kind == b"L":
             return {"path": self.text(raw.rstrip(b"\0"))}
         return self.pax(raw)

@@ -2,6 +2,11 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,10 @@ from PIL import Image
 
 from mmtrain.data.check import check, readable
 from mmtrain.data.decode import encode_mp4
-from mmtrain.data.pack import pack
+from mmtrain.data.index import Index
+from mmtrain.data.items import Item, Piece
+from mmtrain.data.pack import cut, pack
+from mmtrain.data.shards import ShardWriter
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 
@@ -86,6 +94,58 @@ def test_tables(brand: Path, tmp_path: Path, kind: str) -> None:
     source = Source(shards=str(tmp_path / "out"))
     captions = [source.sample(i).captions for i in range(4)]
     assert captions == [('said "so", twice',), ("b", "e"), ("c",), ("d",)]
+
+
+ROWS = {"sub/b.webp": ["blue", "azure"], "a.v2.JPG": ["a red chair"]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_by_itself_names_its_files(brand: Path, tmp_path: Path, kind: str) -> None:
+    """In the table's order; what it does not name is not asked for."""
+    path = brand / f"mine.{kind}"
+    if kind == "csv":
+        path.write_text("image,caption\n" + "".join(f"{n},{t}\n" for n, texts in ROWS.items() for t in texts))
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"image": n, "caption": t}) + "\n" for n, t in ROWS.items()))
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        table = arrow.table({"image": list(ROWS), "caption": list(ROWS.values()), "more": [1, 2]})
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    done = pack(path, tmp_path / "out", columns=("image", "caption"))
+    source = Source(shards=str(tmp_path / "out"))
+    assert (done.samples, done.ignored, source.keys) == (2, [], ["sub/b", "a_v2"])
+    assert [source.sample(i).captions for i in range(2)] == [("blue", "azure"), ("a red chair",)]
+    assert source.raw(1)["jpg"] == (brand / "a.v2.JPG").read_bytes()
+
+
+def test_a_table_by_itself_is_checked_whole(brand: Path, tmp_path: Path) -> None:
+    names = ("gone.png", "../brand/a.v2.JPG", "/etc/hostname.png", "notes.pdf", "a.v2.JPG")
+    (brand / "mine.csv").write_text("file_name,text\n" + "".join(f"{n},x\n" for n in names))
+    with pytest.raises(UserError) as caught:
+        pack(brand / "mine.csv", tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert ["leaves the table's folder" in line for line in lines] == [True, True, False]
+    assert "notes.pdf" in lines[2]
+    (brand / "mine.csv").write_text("file_name,text\ngone.png,x\na.v2.JPG,\n")
+    with pytest.raises(UserError, match=r"gone.png(.|\n)*a.v2.JPG has no caption"):
+        pack(brand / "mine.csv", tmp_path / "out")
+    assert left(tmp_path) == ["brand"]
+
+
+def test_parquet_that_cannot_be_read(brand: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"url": ["a"], "caption": ["b"]}), brand / "mine.parquet")
+    with pytest.raises(UserError, match=r"no column file_name and text \(it has url, caption\)"):
+        pack(brand / "mine.parquet", tmp_path / "out")
+    parquet.write_table(arrow.table({"file_name": [3], "text": ["b"]}), brand / "mine.parquet")
+    with pytest.raises(UserError, match=r"mine.parquet, row 1: .*columns file_name and text"):
+        pack(brand / "mine.parquet", tmp_path / "out")
+    (brand / "mine.parquet").write_bytes(b"no table")
+    with pytest.raises(UserError, match="does not open as parquet"):
+        pack(brand / "mine.parquet", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pyarrow is not installed.*pip install 'mmtrain\[parquet\]'"):
+        pack(brand / "mine.parquet", tmp_path / "out")
 
 
 def test_a_template_fills_in(brand: Path, tmp_path: Path) -> None:
@@ -196,3 +256,190 @@ def test_the_report_tells_what_was_packed(brand: Path, tmp_path: Path) -> None:
     text = readable(report)
     assert "a_v2 = twin" in text
     assert text.endswith("\nok")
+
+
+def shards_of(folder: Path) -> dict[str, bytes]:
+    """Everything in the folder but the index, which holds times."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "index.npz"}
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Twenty images of different sizes, of which the sixth to eighth do not decode and fill shards of their own."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(20):
+        whole = picture(i, width=20 + 7 * i)
+        (folder / f"{i:02d}.jpg").write_bytes(whole if i not in (5, 6, 7) else b"junk" * 20_000)
+        (folder / f"{i:02d}.txt").write_text(f"picture {i}")
+    return folder
+
+
+def test_workers_change_no_byte(many: Path, tmp_path: Path) -> None:
+    results = []
+    for workers in (1, 3):
+        seen: list[tuple[int, int]] = []
+        out = tmp_path / f"out{workers}"
+        done = pack(
+            many,
+            out,
+            shard_size=2,
+            max_bad_fraction=0.2,
+            workers=workers,
+            progress=lambda done, total, seen=seen: seen.append((done, total)),  # type: ignore[misc]
+        )
+        assert (done.samples, list(done.bad)) == (17, ["05.jpg", "06.jpg", "07.jpg"])
+        assert seen == [(n, 20) for n in range(1, 21)]
+        results.append(shards_of(out))
+    assert results[0] == results[1]
+    assert list(results[0]) == [f"{n:06d}.tar" for n in range(len(results[0]))]  # also where a whole shard was bad
+    assert left(tmp_path) == ["many", "out1", "out3"]
+
+
+def test_a_fault_in_a_worker_is_the_users_error(many: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="of 20 files do not decode"):
+        pack(many, tmp_path / "out", shard_size=2, workers=2)
+    assert left(tmp_path) == ["many"]
+
+
+def test_a_cut_off_run_goes_on_after_its_whole_shards(many: Path, tmp_path: Path) -> None:
+    how = {"shard_size": 2, "max_bad_fraction": 0.2}
+    pack(many, tmp_path / "whole", **how)
+
+    def halt(done: int, total: int) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(many, tmp_path / "out", **how, progress=halt)
+    partial = tmp_path / ".out.partial"
+    kept = {p.stat().st_mtime_ns for p in partial.glob("*.tar")}
+    assert len(kept) >= 2
+    assert left(tmp_path) == [".out.partial", "many", "whole"]
+    seen: list[int] = []
+    done = pack(many, tmp_path / "out", **how, progress=lambda done, total: seen.append(done))
+    assert len(seen) < 20
+    assert seen[-1] == 20
+    assert list(done.bad) == ["05.jpg", "06.jpg", "07.jpg"]  # also those of the shards that were kept
+    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "whole")
+    assert kept <= {p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.tar")}
+
+
+def test_another_plan_starts_anew(many: Path, tmp_path: Path) -> None:
+    def halt(done: int, total: int) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(many, tmp_path / "out", shard_size=4, max_bad_fraction=0.2, progress=halt)
+    (many / "00.txt").write_text("another caption")
+    seen: list[int] = []
+    pack(many, tmp_path / "out", shard_size=4, max_bad_fraction=0.2, progress=lambda done, total: seen.append(done))
+    assert len(seen) == 20
+    assert Source(shards=str(tmp_path / "out")).sample(0).captions == ("another caption",)
+
+
+def test_a_killed_run_leaves_nothing_half_written(many: Path, tmp_path: Path) -> None:
+    """SIGKILL to the parent alone, with its workers at work: they end by themselves."""
+    for i in range(20, 300):
+        (many / f"{i:03d}.jpg").write_bytes(picture(i))
+        (many / f"{i:03d}.txt").write_text("x")
+    how = "shard_size=5, max_bad_fraction=0.2, workers=2"
+    code = f"from mmtrain.data.pack import pack; pack({str(many)!r}, {str(tmp_path / 'out')!r}, {how})"
+    killed = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    partial = tmp_path / ".out.partial"
+    deadline = time.monotonic() + 120
+    while not list(partial.glob("0*.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "out").exists()
+    kept = {p.name for p in partial.glob("0*.json")}
+    assert 0 < len(kept) < 60
+    deadline = time.monotonic() + 60
+    while list(partial.glob(".*.staging")) and time.monotonic() < deadline:
+        time.sleep(0.02)  # a worker gives its shard up at its next sample
+    assert list(partial.glob(".*.staging")) == []
+    pack(many, tmp_path / "out", shard_size=5, max_bad_fraction=0.2)
+    pack(many, tmp_path / "whole", shard_size=5, max_bad_fraction=0.2)
+    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "whole")
+
+
+def test_shards_are_cut_to_equal_bytes() -> None:
+    sizes = np.random.default_rng(0).integers(1_000, 90_000, 1001).tolist()
+    items = [Item(f"{i}", f"{i}", (Piece("jpg", Path("x"), 0, size),)) for i, size in enumerate(sizes)]
+    runs = cut(items, 100)
+    assert [item for run in runs for item in run] == items
+    held = [sum(item.size for item in run) for run in runs]
+    assert len(runs) == 11
+    assert max(held) - min(held) <= 2 * max(sizes)
+    huge = [Item("h", "h", (Piece("mp4", Path("x"), 0, 10**6),)), *items[:20]]
+    assert len(cut(huge, 3)[0]) == 1
+
+
+def test_shards_are_packed_again(brand: Path, tmp_path: Path) -> None:
+    """Every member of every sample is carried over, into other shards."""
+    with ShardWriter(tmp_path / "s", max_samples=3) as writer:
+        for i in range(10):
+            extra = {"json": b'{"i": 1}', "seg.png": b"mask"} if i % 2 else {}
+            writer.write(f"a/{i}", {"jpg": picture(i, width=20 + i), "txt": b"one two" if i else b"", **extra})
+    pack(tmp_path / "s", tmp_path / "out", shard_size=5, workers=2)
+    before, after = Index.of(tmp_path / "s"), Index.of(tmp_path / "out")
+    assert (before.keys, len(after.shards)) == (after.keys, 2)
+    for i in range(10):
+        told = [{s: (m.size, m.crc32) for s, m in index.members(i).items()} for index in (before, after)]
+        assert told[0] == told[1]
+    pack(f"{tmp_path}/s/*.tar", tmp_path / "few", where=["width >= 23", "captions>0", "width!=27"])
+    assert Index.of(tmp_path / "few").keys == [f"a/{i}" for i in (3, 4, 5, 6, 8, 9)]
+    pack(tmp_path / "s" / "000000.tar", tmp_path / "told", caption_template="{name} of ACME")
+    source = Source(shards=str(tmp_path / "told"))
+    assert [source.sample(i).captions for i in range(3)] == [("0 of ACME",), ("one two",), ("one two",)]
+
+
+def test_shards_that_changed_unseen_are_not_packed_again(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "s", max_samples=9) as writer:
+        for i in range(3):
+            writer.write(f"{i}", {"png": picture(i, "PNG"), "txt": b"caption"})
+    path, at = tmp_path / "s" / "000000.tar", Index.of(tmp_path / "s").members(1)["txt"].offset
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=r"000000.tar, 1: the .txt changed since it was listed"):
+        pack(tmp_path / "s", tmp_path / "out")
+
+
+def test_files_are_filtered_too(brand: Path, tmp_path: Path) -> None:
+    done = pack(brand, tmp_path / "out", where=["num_frames>1"])
+    assert (done.samples, Index.of(tmp_path / "out").keys) == (1, ["sub/clip"])
+
+
+@pytest.mark.parametrize(
+    ("clause", "said"),
+    [
+        ("widht>=3", "'widht>=3'.*width, height"),
+        ("width", "'width'"),
+        ("width>=1.2.3", "write it"),
+        ("fps>99", "no sam"),
+    ],
+)
+def test_senseless_filters_are_refused(brand: Path, tmp_path: Path, clause: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        pack(brand, tmp_path / "out", where=[clause])
+    assert left(tmp_path) == ["brand"]
+
+
+def test_shards_that_cannot_be_packed_again(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with ShardWriter(tmp_path / name, max_samples=9) as writer:
+            writer.write("k", {"jpg": picture(0), "txt": b"x"})
+    with pytest.raises(UserError, match=r"the key 'k' is in .*a/000000.tar and .*b/000000.tar"):
+        pack(f"{tmp_path}/{{a,b}}/000000.tar", tmp_path / "out")
+    (tmp_path / "a" / "loose.png").write_bytes(picture(0, "PNG"))
+    with pytest.raises(UserError, match=r"both shards \(000000.tar\) and files \(loose.png\)"):
+        pack(tmp_path / "a", tmp_path / "out")
+    with ShardWriter(tmp_path / "c", max_samples=9) as writer:
+        writer.write("whole", {"jpg": picture(0), "txt": b"x"})
+        writer.write("alone", {"txt": b"x"})
+    with pytest.raises(UserError, match=r"000000.tar, alone: no image or clip"):
+        pack(tmp_path / "c", tmp_path / "out")
