@@ -1,8 +1,9 @@
 """The bridge: text features to the conditioning tokens of an image-to-video model.
 
 tokens = base + W_out·MLP(n · attention of learned queries over the text's n tokens). The base is the text tower's own
-embedding, which shares the image's space: the untrained baseline that a bridge must beat. Times n, because a mean over a
-caption hides the one word that tells the motion; attention starts as that mean.
+embedding, which shares the image's space: the untrained baseline that a bridge must beat. Times n, because a mean over
+a caption hides the one word that tells the motion; attention starts as that mean. Beside the tokens it writes a shift
+of the embedding by which frame rate and motion bucket enter.
 """
 
 from typing import Any
@@ -21,8 +22,8 @@ class Bridge(nn.Module):
         tokens: conditioning tokens it emits. With one, a cross-attention's q and k have no effect (softmax over one).
         width: of the bridge's inner layers.
         heads: attention heads; divides ``width``.
-        spread: of a fresh W_out, over torch's own initialisation. At 0 a fresh bridge is the untrained baseline, bit for
-            bit, but gives the network no word to tell from another; at 1 captions differ from the first step on.
+        spread: of a fresh W_out, over torch's own initialisation. At 0 a fresh bridge is the untrained baseline, bit
+            for bit, but gives the network no word to tell from another; at 1 captions differ from the first step on.
     """
 
     def __init__(self, *, tokens: int, width: int, heads: int, spread: float = 0.0) -> None:
@@ -55,6 +56,8 @@ class Bridge(nn.Module):
         self.out = nn.Linear(self.width, out)
         self.out.weight.data *= self.spread
         nn.init.zeros_(self.out.bias)
+        self.steering = nn.Linear(into, backbone.micro_width, bias=False)
+        nn.init.zeros_(self.steering.weight)
         self.conditioning_width = out
         backbone.bridge = self
 
@@ -73,6 +76,15 @@ class Bridge(nn.Module):
         if not self.shared:
             return delta
         return text.embeds[:, None] + delta
+
+    def steer(self, text: Any) -> Tensor:
+        """Text features → what is added to the embedding of the micro-conditioning, ``[b d]``; zeros at the start.
+
+        A sum over words, each of which has its own say: fps, motion bucket and noise enter a network at every level by
+        this embedding, and so may the words that tell a motion.
+        """
+        words = self.norm(text.tokens) * text.mask[..., None]
+        return self.steering(words.sum(1) / words.shape[-1] ** 0.5)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())

@@ -5,7 +5,8 @@ cross-attention and as unscaled latents beside each noisy frame; fps − 1, moti
 numbers. A `Bridge` adapter puts text in the place of the image token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,11 @@ class StableVideoDiffusion(nn.Module):
         return int(self.unet.config.cross_attention_dim)
 
     @property
+    def micro_width(self) -> int:
+        """Width of the embedding of frame rate, motion bucket and noise augmentation."""
+        return int(self.unet.add_embedding.linear_2.out_features)
+
+    @property
     def base(self) -> dict[str, str]:
         return {"path": self.path, "digest": digest(self.unet, self.vae, self.image_encoder)}
 
@@ -143,7 +149,8 @@ class StableVideoDiffusion(nn.Module):
     def condition(
         self, encoded: dict[str, Tensor], captions: Sequence[str], *, drop_text: Tensor, drop_image: Tensor
     ) -> dict[str, Tensor]:
-        """Cross-attention tokens ``[b n d]`` and the first frame's latents ``[b c h w]``.
+        """Cross-attention tokens ``[b n d]``, the first frame's latents ``[b c h w]`` and, with a bridge, the ``shift``
+        ``[b d]`` of the micro-conditioning.
 
         With a bridge the tokens come from the captions, a dropped one being empty; without, they are the image's
         embedding, and zeros where dropped. Dropped image latents are zeros.
@@ -152,10 +159,11 @@ class StableVideoDiffusion(nn.Module):
         keep_image = (~drop_image).to(image_latents).view(-1, 1, 1, 1)
         if self.bridge is not None:
             kept = ["" if drop else caption for caption, drop in zip(captions, drop_text.tolist(), strict=True)]
-            tokens = self.text_tokens(kept)
+            conditioning = {"tokens": self.text_tokens(kept), "shift": self.text_shift(kept)}
         else:
-            tokens = encoded["image_embeds"][:, None] * (~drop_text).to(image_latents).view(-1, 1, 1)
-        return {"tokens": tokens, "image_latents": image_latents * keep_image}
+            kept_text = (~drop_text).to(image_latents).view(-1, 1, 1)
+            conditioning = {"tokens": encoded["image_embeds"][:, None] * kept_text}
+        return {**conditioning, "image_latents": image_latents * keep_image}
 
     def text_tokens(self, captions: Sequence[str]) -> Tensor:
         """Conditioning tokens ``[b n d]`` of captions: the bridge's, or the text tower's own embedding without one.
@@ -169,6 +177,12 @@ class StableVideoDiffusion(nn.Module):
             )
         text = self.text(captions)
         return text.embeds[:, None] if self.bridge is None else self.bridge(text)
+
+    def text_shift(self, captions: Sequence[str]) -> Tensor:
+        """What captions add to the micro-conditioning's embedding, ``[b d]``: the bridge's, or zeros without one."""
+        if self.bridge is None or self.text is None:
+            return torch.zeros(len(captions), self.micro_width)
+        return torch.as_tensor(self.bridge.steer(self.text(captions)))
 
     def alignment(self, condition: dict[str, Tensor], encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What a contrastive term compares, ``[b d]`` each: the conditioning's mean token, the clip's embedding."""
@@ -193,9 +207,10 @@ class StableVideoDiffusion(nn.Module):
         frames = noisy.shape[1]
         image = condition["image_latents"][:, None].expand(-1, frames, -1, -1, -1)
         facts = torch.tensor([FPS - 1, MOTION_BUCKET, NOISE_AUG], device=noisy.device).expand(len(noisy), 3)
-        output = self.unet(
-            torch.cat([scaled, image], 2), 0.25 * level.log(), condition["tokens"], added_time_ids=facts
-        ).sample
+        with shifted(self.unet, condition.get("shift")):
+            output = self.unet(
+                torch.cat([scaled, image], 2), 0.25 * level.log(), condition["tokens"], added_time_ids=facts
+            ).sample
         return noisy / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
 
     def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
@@ -227,6 +242,22 @@ class StableVideoDiffusion(nn.Module):
             parts[name] = copy_as(parts[name], dtype)
         StableVideoDiffusionPipeline(**parts).save_pretrained(folder)
         write_manifest(folder)
+
+
+@contextmanager
+def shifted(unet: Any, shift: Tensor | None) -> Iterator[None]:
+    """A network whose micro-conditioning's embedding is shifted by ``[b d]`` for a while.
+
+    A smaller batch is shifted by the last rows: a pipeline without guidance leaves the unconditional ones out.
+    """
+    if shift is None:
+        yield
+        return
+    hook = unet.add_embedding.register_forward_hook(lambda _, __, out: out + shift[-len(out) :].to(out))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _wide(level: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmtrain.adapter.lora import merged
 from mmtrain.backbone.sd import StableDiffusion
-from mmtrain.backbone.svd import FPS, StableVideoDiffusion
+from mmtrain.backbone.svd import FPS, StableVideoDiffusion, shifted
 from mmtrain.backbone.text import tokenize
 from mmtrain.errors import UserError
 
@@ -139,34 +139,40 @@ class VideoSampler:
             textual = prompts is not None and tokens == "text"
             if not textual and images is None:
                 raise UserError("sample", "no first frame", "one, to be the condition", "give an image")
-            self._prepare(list(prompts) if prompts is not None and textual else None, negative_prompt, images is None)
+            shift = self._prepare(list(prompts) if prompts and textual else None, negative_prompt, images is None)
             self.pipeline.image_guidance = image_guidance or not textual
             low, high = (guidance_scale,) * 2 if guidance_scale is not None else (1.0 if not textual else 3.0, 3.0)
-            output = self.pipeline(
-                torch.zeros(len(seeds), 3, height, width) if images is None else [Image.fromarray(i) for i in images],
-                height=height,
-                width=width,
-                num_frames=frames,
-                num_inference_steps=num_inference_steps,
-                min_guidance_scale=low,
-                max_guidance_scale=high,
-                fps=fps,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="np",
-                callback_on_step_end=_told(progress, num_inference_steps),
-            )
+            with shifted(self.pipeline.unet, shift):
+                output = self.pipeline(
+                    torch.zeros(len(seeds), 3, height, width)
+                    if images is None
+                    else [Image.fromarray(i) for i in images],
+                    height=height,
+                    width=width,
+                    num_frames=frames,
+                    num_inference_steps=num_inference_steps,
+                    min_guidance_scale=low,
+                    max_guidance_scale=high,
+                    fps=fps,
+                    generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                    output_type="np",
+                    callback_on_step_end=_told(progress, num_inference_steps),
+                )
         return to_bytes(output.frames)
 
-    def _prepare(self, prompts: list[str] | None, negative_prompt: str | None, blank: bool) -> None:
+    def _prepare(self, prompts: list[str] | None, negative_prompt: str | None, blank: bool) -> Tensor | None:
+        """Hand the pipeline its tokens; the shift of the unconditional rows, then of the others, if text is read."""
         self.pipeline.blank = blank
         self.pipeline.tokens = None
         if prompts is None:
-            return
-        towards = self.backbone.text_tokens(prompts)
-        away = torch.zeros_like(towards[:1])
+            return None
+        towards, shift = self.backbone.text_tokens(prompts), self.backbone.text_shift(prompts)
+        away, away_shift = torch.zeros_like(towards[:1]), torch.zeros_like(shift[:1])
         if negative_prompt is not None:
             away = self.backbone.text_tokens([negative_prompt])
+            away_shift = self.backbone.text_shift([negative_prompt])
         self.pipeline.tokens = (away.expand_as(towards), towards)
+        return torch.cat([away_shift.expand_as(shift), shift])
 
     def _first_frames(
         self, prompts: Sequence[str] | None, given: np.ndarray | None, seeds: Sequence[int], how: dict[str, Any]

@@ -40,7 +40,7 @@ class AdamW:
         self.warmup, self.schedule, self.floor, self.scales = warmup, schedule, floor, dict(scales or {})
 
     def optimizer(self, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
-        """The optimizer of weights by ``<adapter>/<name>``, a group for each adapter; a group's ``scale`` is of its rate.
+        """The optimizer of weights by ``<adapter>/<name>``: a group for each adapter, and the ``scale`` of its rate.
 
         Raises:
             UserError: ``scales`` names an adapter that has no weights.

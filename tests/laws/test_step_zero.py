@@ -73,7 +73,11 @@ def test_trained_adapters_do_change_the_frames(tiny_svd: Path, tiny_clip: Path, 
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
     adapted = VideoSampler(backbone=backbone).video(**how)
+    torch.nn.init.normal_(backbone.bridge.steering.weight)
+    steered = VideoSampler(backbone=backbone).video(**how)
     assert not np.array_equal(before, bridged)
+    assert not np.array_equal(bridged, steered)
+    bridged = steered
     assert not np.array_equal(bridged, adapted)
 
 
