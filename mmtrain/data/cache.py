@@ -145,7 +145,7 @@ def _entry(source: Source, i: int) -> Entry | None:
         members = read_members(source.index, i)
         sample = decode(source.keys[i], members, source.look)
     except BadSample as why:
-        source.note({source.keys[i]: str(why)})
+        source.note({i: why})
         return None
     carried = {suffix: data for suffix, data in members.items() if suffix in ("txt", "json")}
     return sample.key, to_unit(sample.frames.copy()), carried

@@ -6,6 +6,7 @@ What cannot be decoded raises `BadSample`; counting and replacing such samples i
 
 import io
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,9 +37,15 @@ IMAGE_FPS = 25.0  # what a still image or a clip without a rate is taken to have
 
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT  # default: 1 level too dark
 
+_ADDRESS = re.compile(r" <\S+ object at 0x[0-9a-f]+>")
+
 
 class BadSample(Exception):
-    """A sample that does not decode, now or ever; the text is the reason."""
+    """A sample that does not decode, now or ever: the text is the reason, ``kind`` a few words to count it by."""
+
+    def __init__(self, why: str, kind: str = "does not decode") -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,9 @@ class Look:
         span = (wanted - 1) * self.stride + 1
         if total < span or not total:
             apart = f", {self.stride} apart," if self.stride > 1 else ""
-            raise BadSample(f"the clip has {total} frames and {wanted}{apart} were wanted")
+            raise BadSample(f"the clip has {total} frames and {wanted}{apart} were wanted", "too short")
         if total > MAX_FRAMES:
-            raise BadSample(f"the clip has {total} frames; at most {MAX_FRAMES} are read")
+            raise BadSample(f"the clip has {total} frames; at most {MAX_FRAMES} are read", "too large")
         start = int(draw * (total - span + 1))
         return range(start, start + span, self.stride)
 
@@ -129,7 +136,7 @@ def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
         tensors = safetensors.torch.load(members[ENCODED[0]])
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadSample(f"the encoding {name!r} holds values that are not finite")
+            raise BadSample(f"the encoding {name!r} holds values that are not finite", "not finite")
     return tensors
 
 
@@ -146,8 +153,11 @@ def _reasons(suffix: str) -> Iterator[None]:
         yield
     except (BadSample, MemoryError):
         raise
+    except Image.DecompressionBombError as why:
+        raise BadSample(f"the .{suffix} is too large to decode ({why})", "too large") from why
     except Exception as why:
-        raise BadSample(f"the .{suffix} does not decode ({type(why).__name__}: {why})") from why
+        text = _ADDRESS.sub("", str(why))  # the same sample gives the same words on every run
+        raise BadSample(f"the .{suffix} does not decode ({type(why).__name__}: {text})") from why
 
 
 def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -165,7 +175,8 @@ def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _bound(width: int, height: int, frames: int = 1) -> None:
     if width * height > MAX_PIXELS or width * height * frames > MAX_CLIP_PIXELS:
-        raise BadSample(f"{frames} frames of {width} x {height} pixels are too large to decode (an image bomb?)")
+        came = f"{frames} frames of {width} x {height} pixels are too large to decode (an image bomb?)"
+        raise BadSample(came, "too large")
 
 
 def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) -> tuple[np.ndarray, float]:
@@ -205,7 +216,7 @@ def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], flo
     fps = fps or 1000 / min(durations)
     count = total or round(sum(durations) * fps / 1000)
     if count > MAX_FRAMES:
-        raise BadSample(f"more than {MAX_FRAMES} frames")
+        raise BadSample(f"more than {MAX_FRAMES} frames", "too large")
     middles = (np.arange(count) + 0.5) * 1000 / fps
     return np.minimum(np.searchsorted(np.cumsum(durations), middles), stored - 1).tolist(), fps
 

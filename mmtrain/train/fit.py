@@ -92,10 +92,15 @@ def fit(cfg: DictConfig, *, resume: Path | None = None) -> Path:
         ema=schedule.ema,
     )
     if resume is not None:
-        checkpoint.restore(module, artifact.newest(run.path / "checkpoints"))
+        newest = artifact.newest(run.path / "checkpoints")
+        checkpoint.restore(module, newest)
+        source.note(checkpoint.bad_samples(newest))
         say.print(f"resumed at step {module.done}")
     if module.done < schedule.steps:
         _train(cfg, schedule, module, source, run, say)
+    for stream in dict.fromkeys([pixels, source]):
+        for shard, kinds in stream.bad_counts.items():
+            say.print(f"replaced in {shard}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     say.print(f"run: {run.path}")
     return run.path
 
@@ -122,7 +127,12 @@ def _cached(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, say: 
         frames = torch.stack([_first(pixels)] * 4)
         calibrate(lambda: backbone.encode(frames))
     encode_shards(pixels, folder, encode=backbone.encode, encoder_id=backbone.encoder_id, batch_size=8, progress=shown)
-    return Source(shards=str(folder), window=pixels.window, require_captions=pixels.require_captions)
+    return Source(
+        shards=str(folder),
+        window=pixels.window,
+        max_bad_fraction=pixels.max_bad_fraction,
+        require_captions=pixels.require_captions,
+    )
 
 
 def _first(source: Source) -> torch.Tensor:
@@ -143,7 +153,7 @@ class _Encoding:
 
 def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, run: Run, say: Console) -> None:
     log = Log(run.path / "metrics.csv", schedule.log_every)
-    save = Checkpoints(log, run.path / "checkpoints", run.run_id, schedule.checkpoint_every, schedule.keep)
+    save = Checkpoints(log, run.path / "checkpoints", run.run_id, schedule.checkpoint_every, schedule.keep, source)
     previews = [] if cfg.preview is None else [config.build(cfg.preview)]
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -155,7 +165,7 @@ def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, 
         precision=schedule.precision,
         gradient_clip_val=schedule.clip,
         logger=[config.build(node, save_dir=str(run.path)) for node in cfg.logger.values()],
-        callbacks=[log, save, Shown(log, cfg.name), *previews],
+        callbacks=[log, save, Shown(log, cfg.name, source), *previews],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
