@@ -22,7 +22,7 @@ from mmtrain.data.tar import TarWriter
 from mmtrain.errors import UserError
 
 IDENTITY = "cache.json"
-VERSION = 1
+VERSION = 2
 
 Encode = Callable[[Tensor], dict[str, Tensor]]
 Entry = tuple[str, Tensor, dict[str, bytes]]  # key, frames [t c h w] in [-1, 1], members to carry over
@@ -37,6 +37,7 @@ def identity(source: Source, encoder_id: str, dtype: torch.dtype) -> dict[str, o
         "num_frames": source.look.num_frames,
         "stride": source.look.stride,
         "size": source.look.size,
+        "fps": source.look.fps,
         "dtype": str(dtype).removeprefix("torch."),
     }
 

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,23 +57,58 @@ class Look:
         stride: every how many frames of the clip one is kept; the rate of what is kept falls by as much.
         size: side in pixels of the square that is cut from the middle after the shorter side is resized to it; None
             keeps the frames as they are.
+        fps: frames per second that the clip is first brought to, by the frame nearest to each wanted time (the earlier
+            of two as near); a slower clip repeats frames. None keeps the clip's own.
     """
 
     num_frames: int | None = None
     stride: int = 1
     size: int | None = None
+    fps: float | None = None
 
-    def window(self, total: int, draw: float) -> range:
-        """The frames to keep of ``total``; ``draw`` in [0, 1) chooses where they start."""
+    def window(self, times: np.ndarray, draw: float) -> list[int]:
+        """The frames to keep, rising, of a clip whose frames are shown at these times.
+
+        Args:
+            times: seconds, float64 ``[t]``, rising.
+            draw: in [0, 1), chooses where the window starts.
+
+        Raises:
+            BadSample: if the clip is too short, or too long to be read.
+        """
+        total = len(times)
+        if total > MAX_FRAMES:
+            raise BadSample(f"the clip has {total} frames; at most {MAX_FRAMES} are read", "too large")
+        if self.fps is not None and total:
+            return self._nearest(times, draw)
         wanted = -(-total // self.stride) if self.num_frames is None else self.num_frames
         span = (wanted - 1) * self.stride + 1
         if total < span or not total:
             apart = f", {self.stride} apart," if self.stride > 1 else ""
             raise BadSample(f"the clip has {total} frames and {wanted}{apart} were wanted", "too short")
-        if total > MAX_FRAMES:
-            raise BadSample(f"the clip has {total} frames; at most {MAX_FRAMES} are read", "too large")
         start = int(draw * (total - span + 1))
-        return range(start, start + span, self.stride)
+        return list(range(start, start + span, self.stride))
+
+    def _nearest(self, times: np.ndarray, draw: float) -> list[int]:
+        assert self.fps is not None
+        step, lasts = self.stride / self.fps, float(times[-1] - times[0]) + 1e-6  # seconds; pts are rounded
+        wanted = int(lasts / step) + 1 if self.num_frames is None else self.num_frames
+        if wanted > MAX_FRAMES:
+            raise BadSample(f"{wanted} frames at {self.fps:g} a second; at most {MAX_FRAMES} are read", "too large")
+        span = (wanted - 1) * step
+        if span > lasts:
+            came = (
+                f"the clip lasts {lasts:.3f} s to its last frame and {wanted} frames, {step:.3f} s apart, were wanted"
+            )
+            raise BadSample(came, "too short")
+        starts = int(np.searchsorted(times, times[0] + lasts - span, side="right"))
+        at = times[int(draw * starts)] + np.arange(wanted) * step
+        nearest = np.searchsorted((times[1:] + times[:-1]) / 2, at - 1e-6)
+        return nearest.tolist()
+
+    def rate(self, fps: float) -> float:
+        """Frames per second of what is kept of a clip of that many."""
+        return (self.fps or fps) / self.stride
 
     def place(self, image: Image.Image) -> np.ndarray:
         """An RGB image → uint8 ``[h w c]``, resized and cut."""
@@ -122,7 +157,7 @@ def probe(suffix: str, members: Mapping[str, bytes]) -> Probe:
 def _probe_video(payload: bytes) -> Probe:
     with av.open(io.BytesIO(payload), "r", metadata_errors="replace") as container:
         stream = _video_stream(container)
-        expected = _count(container, stream)
+        expected = _Shown.of(container, stream).count
         found = sum(1 for _ in container.decode(stream))
         if found < expected or not found:
             raise BadSample(f"the clip ends early: {found} of {expected} frames")
@@ -185,12 +220,12 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
     _bound(*image.size)
     stored = getattr(image, "n_frames", 1)
     if image.format != "WEBP" or (stored == 1 and "num_frames" not in facts):
-        look.window(1, draw)
+        look.window(np.zeros(1), draw)
         if look.size is not None:
             image.draft(None, (look.size, look.size))  # JPEG: unpack at the nearest larger eighth; else nothing
         return look.place(to_rgb(image))[None], IMAGE_FPS
     shown, fps = _shown(image, facts)
-    wanted = look.window(len(shown), draw)
+    wanted = look.window(np.arange(len(shown)) / fps, draw)
     _bound(*image.size, frames=len(wanted))
     needed = {shown[t] for t in wanted}
     placed = {}
@@ -198,7 +233,7 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
         image.seek(number)
         if number in needed:
             placed[number] = look.place(to_rgb(image))
-    return np.stack([placed[shown[t]] for t in wanted]), fps / look.stride
+    return np.stack([placed[shown[t]] for t in wanted]), look.rate(fps)
 
 
 def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], float]:
@@ -243,13 +278,70 @@ def _video(payload: bytes, look: Look, draw: float) -> tuple[np.ndarray, float]:
     """An MP4 or WebM; frames uint8 ``[t h w c]`` and frames per second."""
     with av.open(io.BytesIO(payload), "r", metadata_errors="replace") as container:
         stream = _video_stream(container)
-        wanted = look.window(_count(container, stream), draw)
+        rate = float(stream.average_rate or stream.guessed_rate or IMAGE_FPS)
+        shown = _Shown.of(container, stream)
+        wanted = look.window(shown.times(stream, rate), draw)
         _bound(stream.codec_context.width, stream.codec_context.height, frames=len(wanted))
-        rate = stream.average_rate or stream.guessed_rate
-        kept = [_turned(frame, look) for frame in _first(container.decode(stream), wanted)]
-    if len(kept) < len(wanted):
-        raise BadSample(f"the clip ends early: {len(kept)} of {len(wanted)} frames from frame {wanted.start} on")
-    return np.stack(kept), (float(rate) if rate else IMAGE_FPS) / look.stride
+        kept = _kept(container, stream, shown, set(wanted), look)
+    if len(kept) < len(set(wanted)):
+        came = f"the clip ends early: {len(kept)} of {len(set(wanted))} frames from frame {wanted[0]} on"
+        raise BadSample(came)
+    return np.stack([kept[number] for number in wanted]), look.rate(rate)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the packets tell of a stream's frames, in the order of showing, without unpacking any."""
+
+    count: int
+    pts: list[int] | None  # in the stream's time base; None if some are missing or equal
+    keyframes: list[int]  # their pts, rising
+
+    @classmethod
+    def of(cls, container: InputContainer, stream: VideoStream) -> "_Shown":
+        """Reads every packet; the container is left at its start."""
+        pts, keyframes = [], []
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                pts.append(packet.pts)
+            if packet.size and packet.is_keyframe and packet.pts is not None:
+                keyframes.append(packet.pts)
+        container.seek(0, stream=stream)
+        whole = None not in pts and len(set(pts)) == len(pts)
+        return cls(len(pts), sorted(pts) if whole else None, sorted(keyframes))
+
+    def times(self, stream: VideoStream, rate: float) -> np.ndarray:
+        """Seconds at which the frames are shown, float64 ``[t]``."""
+        if self.pts is None or stream.time_base is None:
+            return np.arange(self.count) / rate
+        return np.array(self.pts, np.float64) * float(stream.time_base)
+
+
+def _kept(
+    container: InputContainer, stream: VideoStream, shown: _Shown, wanted: set[int], look: Look
+) -> dict[int, np.ndarray]:
+    """The wanted frames by number, unpacked from the last keyframe before them; from the start where that fails."""
+    if shown.pts is not None:
+        place = {pts: number for number, pts in enumerate(shown.pts) if number in wanted}
+        before = [pts for pts in shown.keyframes if pts <= min(place)]
+        if len(before) > 1:
+            container.seek(before[-1], stream=stream)
+            kept = _collect(((place.get(f.pts), f) for f in container.decode(stream)), wanted, look)
+            if len(kept) == len(wanted):
+                return kept
+            container.seek(0, stream=stream)
+    return _collect(enumerate(container.decode(stream)), wanted, look)
+
+
+def _collect(frames: Iterable[tuple[int | None, av.VideoFrame]], wanted: set[int], look: Look) -> dict[int, np.ndarray]:
+    """Ends with the last frame that is wanted."""
+    kept: dict[int, np.ndarray] = {}
+    for number, frame in frames:
+        if number in wanted:
+            kept[number] = _turned(frame, look)
+            if number == max(wanted):
+                break
+    return kept
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -260,21 +352,6 @@ def _video_stream(container: InputContainer) -> VideoStream:
         raise BadSample("a video codec that is unknown")
     _bound(stream.codec_context.width, stream.codec_context.height)
     return stream
-
-
-def _count(container: InputContainer, stream: VideoStream) -> int:
-    """Frames of the stream, counted without unpacking any; the container is left at its start."""
-    total = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
-    container.seek(0, stream=stream)
-    return total
-
-
-def _first(frames: Iterator[av.VideoFrame], wanted: range) -> Iterator[av.VideoFrame]:
-    for number, frame in enumerate(frames):
-        if number in wanted:
-            yield frame
-        if number + 1 >= wanted.stop:
-            return
 
 
 def _turned(frame: av.VideoFrame, look: Look) -> np.ndarray:

@@ -21,6 +21,7 @@ from mmtrain.data.stream import Row, Stream
 from mmtrain.errors import UserError
 from mmtrain.rng import key
 
+MAX_FPS = 1000.0
 WAITS = (0.1, 0.5, 2.0)  # seconds before each new attempt at bytes that could not be read
 
 
@@ -31,6 +32,7 @@ class Source(Stream):
         shards: a folder of tars, one tar, or a pattern (``data/{000000..000011}.tar``).
         num_frames: frames to take of each clip, or None for all; a still image has one.
         stride: every how many frames of a clip one is taken.
+        fps: frames per second that clips are brought to before that, or None for their own.
         size: side in pixels of the square middle of each frame, or None to keep frames as they are.
         window: shards whose samples are mixed with each other in an epoch.
         max_bad_fraction: share of all samples that may fail to decode; each is replaced by its neighbour in the shard
@@ -47,6 +49,7 @@ class Source(Stream):
         shards: str,
         num_frames: int | None = None,
         stride: int = 1,
+        fps: float | None = None,
         size: int | None = None,
         window: int = 8,
         max_bad_fraction: float = 0.0,
@@ -55,7 +58,9 @@ class Source(Stream):
         for name, value in (("num_frames", num_frames), ("stride", stride), ("size", size), ("window", window)):
             if value is not None and value < 1:
                 raise UserError(f"data source, {name}", str(value), "at least 1", "give a positive number")
-        self.shards, self.look, self.window = shards, Look(num_frames, stride, size), window
+        if fps is not None and not 0 < fps <= MAX_FPS:
+            raise UserError("data source, fps", str(fps), f"a rate above 0, at most {MAX_FPS:g}", "give such a rate")
+        self.shards, self.look, self.window = shards, Look(num_frames, stride, size, fps), window
         self.max_bad_fraction, self.require_captions = max_bad_fraction, require_captions
         self.index = Index.of(shards)
         self.kind = self.index.media(require_captions=require_captions)  # frames or encoded

@@ -181,6 +181,7 @@ class _Loader(DataLoader[_Parcel]):
                 stream.note(parcel.bad)
             if parcel.fault:
                 raise UserError(*parcel.fault)
+            assert parcel.batch is not None
             yield parcel.batch
 
     def _parcels(self) -> Iterator[_Parcel]:
