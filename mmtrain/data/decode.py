@@ -97,9 +97,7 @@ class Look:
             raise BadSample(f"{wanted} frames at {self.fps:g} a second; at most {MAX_FRAMES} are read", "too large")
         span = (wanted - 1) * step
         if span > lasts:
-            came = (
-                f"the clip lasts {lasts:.3f} s to its last frame and {wanted} frames, {step:.3f} s apart, were wanted"
-            )
+            came = f"the clip lasts {lasts:.3f} s to its last frame and {wanted}, {step:.3f} s apart, were wanted"
             raise BadSample(came, "too short")
         starts = int(np.searchsorted(times, times[0] + lasts - span, side="right"))
         at = times[int(draw * starts)] + np.arange(wanted) * step
@@ -300,15 +298,16 @@ class _Shown:
     @classmethod
     def of(cls, container: InputContainer, stream: VideoStream) -> "_Shown":
         """Reads every packet; the container is left at its start."""
-        pts, keyframes = [], []
+        pts: list[int | None] = []
+        keyframes: list[int] = []
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 pts.append(packet.pts)
             if packet.size and packet.is_keyframe and packet.pts is not None:
                 keyframes.append(packet.pts)
         container.seek(0, stream=stream)
-        whole = None not in pts and len(set(pts)) == len(pts)
-        return cls(len(pts), sorted(pts) if whole else None, sorted(keyframes))
+        known = sorted({p for p in pts if p is not None})
+        return cls(len(pts), known if len(known) == len(pts) else None, sorted(keyframes))
 
     def times(self, stream: VideoStream, rate: float) -> np.ndarray:
         """Seconds at which the frames are shown, float64 ``[t]``."""
@@ -322,8 +321,8 @@ def _kept(
 ) -> dict[int, np.ndarray]:
     """The wanted frames by number, unpacked from the last keyframe before them; from the start where that fails."""
     if shown.pts is not None:
-        place = {pts: number for number, pts in enumerate(shown.pts) if number in wanted}
-        before = [pts for pts in shown.keyframes if pts <= min(place)]
+        place: dict[int | None, int] = {pts: number for number, pts in enumerate(shown.pts) if number in wanted}
+        before = [pts for pts in shown.keyframes if pts <= shown.pts[min(wanted)]]
         if len(before) > 1:
             container.seek(before[-1], stream=stream)
             kept = _collect(((place.get(f.pts), f) for f in container.decode(stream)), wanted, look)

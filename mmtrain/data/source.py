@@ -63,15 +63,23 @@ class Source(Stream):
         self.shards, self.look, self.window = shards, Look(num_frames, stride, size, fps), window
         self.max_bad_fraction, self.require_captions = max_bad_fraction, require_captions
         self.index = Index.of(shards)
-        self.kind = self.index.media(require_captions=require_captions)  # frames or encoded
-        self.replaced: dict[int, BadSample] = {}  # each sample that was replaced, in the order of their finding
+        self._kind = self.index.media(require_captions=require_captions)
+        self._replaced: dict[int, BadSample] = {}
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
+    def kind(self) -> str:
+        return self._kind
+
+    @property
     def keys(self) -> list[str]:
         return self.index.keys
+
+    @property
+    def replaced(self) -> dict[int, BadSample]:
+        return self._replaced
 
     @property
     def bad(self) -> dict[str, str]:
@@ -88,7 +96,6 @@ class Source(Stream):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the shards' contents."""
         return self.index.fingerprint
 
     def raw(self, i: int) -> dict[str, bytes]:
@@ -159,7 +166,7 @@ class Source(Stream):
         return Row(name, caption, frames, encoded)
 
     def note(self, bad: dict[int, BadSample]) -> None:
-        self.replaced |= bad
+        self._replaced |= bad
         if len(self.replaced) > self.max_bad_fraction * len(self):
             named = "; ".join(f"{k!r}: {why}" for k, why in list(self.bad.items())[:5])
             came = f"{len(self.replaced)} of {len(self)} samples do not decode ({named})"

@@ -40,12 +40,33 @@ class Row:
 class Stream(ABC):
     """Numbered samples, an order of them for each seed, and the loader that follows from both.
 
+    The state of a stream in a run is the number of batches consumed and ``replaced``; everything else is a pure
+    function of the seed and the shards.
+
     Attributes:
-        replaced: each sample that did not decode, by its number, in the order of their finding. It belongs to the state
-            of a run, with the number of batches consumed; `note` adds to it.
+        shards: where the samples are, in words.
     """
 
-    replaced: dict[int, BadSample]
+    shards: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What the samples hold: ``frames`` or ``encoded``."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the shards' contents."""
+
+    @property
+    @abstractmethod
+    def replaced(self) -> dict[int, BadSample]:
+        """Each sample that did not decode, by its number, in the order of their finding; `note` adds to it."""
 
     @property
     @abstractmethod

@@ -14,7 +14,9 @@ from rich.console import Console
 from mmtrain import artifact, config
 from mmtrain.batch import to_unit
 from mmtrain.data.cache import encode_shards
+from mmtrain.data.mixture import Mixture
 from mmtrain.data.source import Source
+from mmtrain.data.stream import Stream
 from mmtrain.errors import UserError
 from mmtrain.run import Run
 from mmtrain.threads import calibrate
@@ -77,8 +79,8 @@ def fit(cfg: DictConfig, *, resume: Path | None = None) -> Path:
     say = Console(stderr=True, highlight=False)
     schedule: Fit = config.build(cfg.trainer)
     torch.set_num_threads(1 if schedule.threads == "auto" else schedule.threads)
-    pixels: Source = config.build(cfg.dataset)
-    say.print(f"[bold]{cfg.name}[/]: {len(pixels)} samples in {cfg.dataset.shards}")
+    pixels: Source | Mixture = config.build(cfg.dataset)
+    say.print(f"[bold]{cfg.name}[/]: {len(pixels)} samples in {pixels.shards}")
     backbone, adapters = artifact.assemble(cfg)
     run = _run(cfg, pixels, backbone, resume)
     source = _cached(cfg, pixels, backbone, schedule, say)
@@ -105,7 +107,7 @@ def fit(cfg: DictConfig, *, resume: Path | None = None) -> Path:
     return run.path
 
 
-def _run(cfg: DictConfig, source: Source, backbone: Any, resume: Path | None) -> Run:
+def _run(cfg: DictConfig, source: Stream, backbone: Any, resume: Path | None) -> Run:
     if resume is None:
         return Run.start(cfg, cfg.folder, data=source.fingerprint, bases={"backbone": backbone.base})
     run = Run.open(resume)
@@ -117,10 +119,17 @@ def _run(cfg: DictConfig, source: Source, backbone: Any, resume: Path | None) ->
     return run
 
 
-def _cached(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, say: Console) -> Source:
+def _cached(cfg: DictConfig, pixels: Source | Mixture, backbone: Any, schedule: Fit, say: Console) -> Source | Mixture:
     """The source of encoder outputs, encoded now if they are not there yet; the pixels where no cache is asked for."""
     if cfg.cache is None or pixels.kind == "encoded":
         return pixels
+    if isinstance(pixels, Mixture):
+        sources = {name: _encoded(cfg, source, backbone, schedule, say) for name, source in pixels.sources.items()}
+        return Mixture(sources=sources, weights=pixels.weights)
+    return _encoded(cfg, pixels, backbone, schedule, say)
+
+
+def _encoded(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, say: Console) -> Source:
     folder = Path(cfg.cache) / f"{pixels.fingerprint[:8]}-{backbone.encoder_id[:8]}"
     shown = _Encoding(say)
     if schedule.threads == "auto":
@@ -151,7 +160,7 @@ class _Encoding:
             self.say.print(f"encoding {done}/{total}")
 
 
-def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, run: Run, say: Console) -> None:
+def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Stream, run: Run, say: Console) -> None:
     log = Log(run.path / "metrics.csv", schedule.log_every)
     save = Checkpoints(log, run.path / "checkpoints", run.run_id, schedule.checkpoint_every, schedule.keep, source)
     previews = [] if cfg.preview is None else [config.build(cfg.preview)]
