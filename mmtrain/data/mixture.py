@@ -14,8 +14,8 @@ class Mixture(Stream):
     """Sources by name, each drawn from in proportion to its weight and in its own order, with epochs of its own.
 
     Which source a position comes from, and which place in that source's order, are a pure function of (seed, position,
-    weights): over every 10 000 positions the weights hold to one part in 10 000. So the state is that of one source: the
-    batches consumed, and the samples replaced.
+    weights): over every 10 000 positions the weights hold to one part in 10 000. So the state is that of one source,
+    the batches consumed and the samples replaced.
 
     Args:
         sources: by name; all of pixels or all of encoder outputs. Samples of one batch must have one shape.

@@ -1,4 +1,4 @@
-"""Laws of mixtures: who comes at a position is a pure function of seed and position; each source keeps its own order."""
+"""Laws of mixtures: who comes at a position follows from seed and position; each source keeps its own order."""
 
 import hashlib
 from collections import Counter
