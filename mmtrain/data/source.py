@@ -17,6 +17,7 @@ from mmtrain.batch import Sample, to_unit
 from mmtrain.data.decode import BadSample, Look, captions_of, decode, decode_encoded
 from mmtrain.data.index import Index
 from mmtrain.data.order import Order
+from mmtrain.data.remote import fetched, is_remote
 from mmtrain.data.stream import Row, Stream
 from mmtrain.errors import UserError
 from mmtrain.rng import key
@@ -29,7 +30,8 @@ class Source(Stream):
     """Samples in tar shards.
 
     Args:
-        shards: a folder of tars, one tar, or a pattern (``data/{000000..000011}.tar``).
+        shards: a folder of tars, one tar, or a pattern (``data/{000000..000011}.tar``); or a URL of one, as `fetched`
+            takes it.
         num_frames: frames to take of each clip, or None for all; a still image has one.
         stride: every how many frames of a clip one is taken.
         fps: frames per second that clips are brought to before that, or None for their own.
@@ -38,6 +40,7 @@ class Source(Stream):
         max_bad_fraction: share of all samples that may fail to decode; each is replaced by its neighbour in the shard
             and counted in ``bad``. One more stops the run.
         require_captions: refuse samples without a .txt.
+        copies: where local copies of remote shards are kept.
 
     Raises:
         UserError: naming shard and member, for whatever is wrong with the shards' structure.
@@ -54,6 +57,7 @@ class Source(Stream):
         window: int = 8,
         max_bad_fraction: float = 0.0,
         require_captions: bool = True,
+        copies: str = "data/remote",
     ) -> None:
         for name, value in (("num_frames", num_frames), ("stride", stride), ("size", size), ("window", window)):
             if value is not None and value < 1:
@@ -62,7 +66,7 @@ class Source(Stream):
             raise UserError("data source, fps", str(fps), f"a rate above 0, at most {MAX_FPS:g}", "give such a rate")
         self.shards, self.look, self.window = shards, Look(num_frames, stride, size, fps), window
         self.max_bad_fraction, self.require_captions = max_bad_fraction, require_captions
-        self.index = Index.of(shards)
+        self.index = Index.of(fetched(shards, Path(copies)) if is_remote(shards) else shards)
         self._kind = self.index.media(require_captions=require_captions)
         self._replaced: dict[int, BadSample] = {}
 
