@@ -6,10 +6,10 @@ STAMP = $(VENV)/.installed
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint backbones bench clean
+.PHONY: help demo test lint backbones bench bench-data resume-proof clean
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,6 +37,12 @@ backbones: $(STAMP) ## train the shipped tiny backbones again (two hours on two 
 
 bench: $(STAMP) ## what Lightning and our code cost over a bare loop of the same maths
 	@$(PY) benchmarks/step.py
+
+bench-data: $(STAMP) ## samples per second beside webdataset, over the same samples in the same run
+	@$(PY) benchmarks/data.py
+
+resume-proof: $(STAMP) ## kill runs of 120 steps twelve times each; every batch, loss and tensor must be equal
+	@RESUME_PROOF=full $(PY) -m pytest -s tests/resume/test_kill.py -k many
 
 clean: ## remove builds and caches; never runs, exports, samples or data
 	@rm -rf build dist

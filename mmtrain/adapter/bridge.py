@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from mmtrain.adapter.full import load_weights
 from mmtrain.errors import UserError
 
+FEATURES = 1024  # random directions, which need not be saved: they are the same in every process
+THRESHOLD = 1.5  # standard deviations: one feature in fifteen is above
+
 
 class Bridge(nn.Module):
     """Learned queries read a text and write conditioning tokens.
@@ -56,7 +59,9 @@ class Bridge(nn.Module):
         self.out = nn.Linear(self.width, out)
         self.out.weight.data *= self.spread
         nn.init.zeros_(self.out.bias)
-        self.steering = nn.Linear(into, backbone.micro_width, bias=False)
+        directions = torch.randn(FEATURES, into, generator=torch.Generator().manual_seed(0)) / into**0.5
+        self.register_buffer("directions", directions, persistent=False)
+        self.steering = nn.Linear(FEATURES, backbone.micro_width, bias=False)
         nn.init.zeros_(self.steering.weight)
         self.conditioning_width = out
         backbone.bridge = self
@@ -80,11 +85,12 @@ class Bridge(nn.Module):
     def steer(self, text: Any) -> Tensor:
         """Text features → what is added to the embedding of the micro-conditioning, ``[b d]``; zeros at the start.
 
-        A sum over words, each of which has its own say: fps, motion bucket and noise enter a network at every level by
-        this embedding, and so may the words that tell a motion.
+        A sum over words: fps, motion bucket and noise enter a network at every level by this embedding, and so may the
+        words that tell a motion. Each word lights one in fifteen of many random features, so that it has weights nearly
+        its own, and is learned from the captions that hold it, undisturbed by the others.
         """
-        words = self.norm(text.tokens) * text.mask[..., None]
-        return self.steering(words.sum(1) / words.shape[-1] ** 0.5)
+        lit = torch.relu(self.norm(text.tokens) @ self.directions.T - THRESHOLD) * text.mask[..., None]
+        return self.steering(lit.sum(1))
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())

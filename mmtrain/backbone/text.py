@@ -37,7 +37,8 @@ class TextTower(nn.Module):
     Args:
         tokenizer: CLIP tokenizer; its ``model_max_length`` is the limit of a caption.
         model: `CLIPTextModelWithProjection`.
-        layer: whose output the tokens are: 0 the embeddings, 1 the first layer …, or −1 the last, after the final norm.
+        layer: whose output the tokens are: 0 the words' embeddings without their places, 1 the first layer …, or −1 the
+            last, after the final norm.
     """
 
     def __init__(self, *, tokenizer: Any, model: nn.Module, layer: int = -1) -> None:
@@ -67,6 +68,8 @@ class TextTower(nn.Module):
             ids, mask = tokenize(self.tokenizer, new, self.model.device)
             out = self.model(input_ids=ids, output_hidden_states=True)
             tokens = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
+            if self.layer == 0:
+                tokens = self.model.get_input_embeddings()(ids)
             rows = zip(new, tokens.cpu(), mask.cpu(), out.text_embeds.cpu(), strict=True)
             if len(self._memo) > 50_000:
                 self._memo.clear()

@@ -23,7 +23,7 @@ from mmtrain.data.tar import TarWriter
 from mmtrain.errors import UserError
 
 IDENTITY = "cache.json"
-VERSION = 1
+VERSION = 2
 
 Encode = Callable[[Tensor], dict[str, Tensor]]
 Entry = tuple[str, Tensor, dict[str, bytes]]  # key, frames [t c h w] in [-1, 1], members to carry over
@@ -38,6 +38,7 @@ def identity(source: Source, encoder_id: str, dtype: torch.dtype) -> dict[str, o
         "num_frames": source.look.num_frames,
         "stride": source.look.stride,
         "size": source.look.size,
+        "fps": source.look.fps,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -152,7 +153,7 @@ def _entry(source: Source, i: int) -> Entry | None:
         members = read_members(source.index, i)
         sample = decode(source.keys[i], members, source.look)
     except BadSample as why:
-        source.note({source.keys[i]: str(why)})
+        source.note({i: why})
         return None
     carried = {suffix: data for suffix, data in members.items() if suffix in ("txt", "json")}
     return sample.key, to_unit(sample.frames.copy()), carried

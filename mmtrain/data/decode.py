@@ -6,8 +6,10 @@ What cannot be decoded raises `BadSample`; counting and replacing such samples i
 
 import io
 import json
+import math
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,9 +38,15 @@ IMAGE_FPS = 25.0  # what a still image or a clip without a rate is taken to have
 
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT  # default: 1 level too dark
 
+_ADDRESS = re.compile(r" <\S+ object at 0x[0-9a-f]+>")
+
 
 class BadSample(Exception):
-    """A sample that does not decode, now or ever; the text is the reason."""
+    """A sample that does not decode, now or ever: the text is the reason, ``kind`` a few words to count it by."""
+
+    def __init__(self, why: str, kind: str = "does not decode") -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -50,23 +58,56 @@ class Look:
         stride: every how many frames of the clip one is kept; the rate of what is kept falls by as much.
         size: side in pixels of the square that is cut from the middle after the shorter side is resized to it; None
             keeps the frames as they are.
+        fps: frames per second that the clip is first brought to, by the frame nearest to each wanted time (the earlier
+            of two as near); a slower clip repeats frames. None keeps the clip's own.
     """
 
     num_frames: int | None = None
     stride: int = 1
     size: int | None = None
+    fps: float | None = None
 
-    def window(self, total: int, draw: float) -> range:
-        """The frames to keep of ``total``; ``draw`` in [0, 1) chooses where they start."""
+    def window(self, times: np.ndarray, draw: float) -> list[int]:
+        """The frames to keep, rising, of a clip whose frames are shown at these times.
+
+        Args:
+            times: seconds, float64 ``[t]``, rising.
+            draw: in [0, 1), chooses where the window starts.
+
+        Raises:
+            BadSample: if the clip is too short, or too long to be read.
+        """
+        total = len(times)
+        if total > MAX_FRAMES:
+            raise BadSample(f"the clip has {total} frames; at most {MAX_FRAMES} are read", "too large")
+        if self.fps is not None and total:
+            return self._nearest(times, draw)
         wanted = -(-total // self.stride) if self.num_frames is None else self.num_frames
         span = (wanted - 1) * self.stride + 1
         if total < span or not total:
             apart = f", {self.stride} apart," if self.stride > 1 else ""
-            raise BadSample(f"the clip has {total} frames and {wanted}{apart} were wanted")
-        if total > MAX_FRAMES:
-            raise BadSample(f"the clip has {total} frames; at most {MAX_FRAMES} are read")
+            raise BadSample(f"the clip has {total} frames and {wanted}{apart} were wanted", "too short")
         start = int(draw * (total - span + 1))
-        return range(start, start + span, self.stride)
+        return list(range(start, start + span, self.stride))
+
+    def _nearest(self, times: np.ndarray, draw: float) -> list[int]:
+        assert self.fps is not None
+        step, lasts = self.stride / self.fps, float(times[-1] - times[0]) + 1e-6  # seconds; pts are rounded
+        wanted = int(lasts / step) + 1 if self.num_frames is None else self.num_frames
+        if wanted > MAX_FRAMES:
+            raise BadSample(f"{wanted} frames at {self.fps:g} a second; at most {MAX_FRAMES} are read", "too large")
+        span = (wanted - 1) * step
+        if span > lasts:
+            came = f"the clip lasts {lasts:.3f} s to its last frame and {wanted}, {step:.3f} s apart, were wanted"
+            raise BadSample(came, "too short")
+        starts = int(np.searchsorted(times, times[0] + lasts - span, side="right"))
+        at = times[int(draw * starts)] + np.arange(wanted) * step
+        nearest = np.searchsorted((times[1:] + times[:-1]) / 2, at - 1e-6)
+        return nearest.tolist()
+
+    def rate(self, fps: float) -> float:
+        """Frames per second of what is kept of a clip of that many."""
+        return (self.fps or fps) / self.stride
 
     def place(self, image: Image.Image) -> np.ndarray:
         """An RGB image → uint8 ``[h w c]``, resized and cut."""
@@ -115,7 +156,7 @@ def probe(suffix: str, members: Mapping[str, bytes]) -> Probe:
 def _probe_video(payload: bytes) -> Probe:
     with av.open(io.BytesIO(payload), "r", metadata_errors="replace") as container:
         stream = _video_stream(container)
-        expected = _count(container, stream)
+        expected = _Shown.of(container, stream).count
         found = sum(1 for _ in container.decode(stream))
         if found < expected or not found:
             raise BadSample(f"the clip ends early: {found} of {expected} frames")
@@ -128,9 +169,14 @@ def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
     with _reasons(ENCODED[0]):
         tensors = safetensors.torch.load(members[ENCODED[0]])
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadSample(f"the encoding {name!r} holds values that are not finite")
+        if tensor.is_floating_point() and not _finite(tensor):
+            raise BadSample(f"the encoding {name!r} holds values that are not finite", "not finite")
     return tensors
+
+
+def _finite(tensor: Tensor) -> bool:
+    """A sum that is finite has no term that is not, and costs a tenth of looking at each; one that is not may overflow."""
+    return math.isfinite(tensor.float().sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def captions_of(members: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -146,8 +192,11 @@ def _reasons(suffix: str) -> Iterator[None]:
         yield
     except (BadSample, MemoryError):
         raise
+    except Image.DecompressionBombError as why:
+        raise BadSample(f"the .{suffix} is too large to decode ({why})", "too large") from why
     except Exception as why:
-        raise BadSample(f"the .{suffix} does not decode ({type(why).__name__}: {why})") from why
+        text = _ADDRESS.sub("", str(why))  # the same sample gives the same words on every run
+        raise BadSample(f"the .{suffix} does not decode ({type(why).__name__}: {text})") from why
 
 
 def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -165,7 +214,8 @@ def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _bound(width: int, height: int, frames: int = 1) -> None:
     if width * height > MAX_PIXELS or width * height * frames > MAX_CLIP_PIXELS:
-        raise BadSample(f"{frames} frames of {width} x {height} pixels are too large to decode (an image bomb?)")
+        came = f"{frames} frames of {width} x {height} pixels are too large to decode (an image bomb?)"
+        raise BadSample(came, "too large")
 
 
 def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) -> tuple[np.ndarray, float]:
@@ -174,12 +224,12 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
     _bound(*image.size)
     stored = getattr(image, "n_frames", 1)
     if image.format != "WEBP" or (stored == 1 and "num_frames" not in facts):
-        look.window(1, draw)
+        look.window(np.zeros(1), draw)
         if look.size is not None:
             image.draft(None, (look.size, look.size))  # JPEG: unpack at the nearest larger eighth; else nothing
         return look.place(to_rgb(image))[None], IMAGE_FPS
     shown, fps = _shown(image, facts)
-    wanted = look.window(len(shown), draw)
+    wanted = look.window(np.arange(len(shown)) / fps, draw)
     _bound(*image.size, frames=len(wanted))
     needed = {shown[t] for t in wanted}
     placed = {}
@@ -187,7 +237,7 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
         image.seek(number)
         if number in needed:
             placed[number] = look.place(to_rgb(image))
-    return np.stack([placed[shown[t]] for t in wanted]), fps / look.stride
+    return np.stack([placed[shown[t]] for t in wanted]), look.rate(fps)
 
 
 def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], float]:
@@ -205,7 +255,7 @@ def _shown(image: Image.Image, facts: Mapping[str, Any]) -> tuple[list[int], flo
     fps = fps or 1000 / min(durations)
     count = total or round(sum(durations) * fps / 1000)
     if count > MAX_FRAMES:
-        raise BadSample(f"more than {MAX_FRAMES} frames")
+        raise BadSample(f"more than {MAX_FRAMES} frames", "too large")
     middles = (np.arange(count) + 0.5) * 1000 / fps
     return np.minimum(np.searchsorted(np.cumsum(durations), middles), stored - 1).tolist(), fps
 
@@ -232,13 +282,71 @@ def _video(payload: bytes, look: Look, draw: float) -> tuple[np.ndarray, float]:
     """An MP4 or WebM; frames uint8 ``[t h w c]`` and frames per second."""
     with av.open(io.BytesIO(payload), "r", metadata_errors="replace") as container:
         stream = _video_stream(container)
-        wanted = look.window(_count(container, stream), draw)
+        rate = float(stream.average_rate or stream.guessed_rate or IMAGE_FPS)
+        shown = _Shown.of(container, stream)
+        wanted = look.window(shown.times(stream, rate), draw)
         _bound(stream.codec_context.width, stream.codec_context.height, frames=len(wanted))
-        rate = stream.average_rate or stream.guessed_rate
-        kept = [_turned(frame, look) for frame in _first(container.decode(stream), wanted)]
-    if len(kept) < len(wanted):
-        raise BadSample(f"the clip ends early: {len(kept)} of {len(wanted)} frames from frame {wanted.start} on")
-    return np.stack(kept), (float(rate) if rate else IMAGE_FPS) / look.stride
+        kept = _kept(container, stream, shown, set(wanted), look)
+    if len(kept) < len(set(wanted)):
+        came = f"the clip ends early: {len(kept)} of {len(set(wanted))} frames from frame {wanted[0]} on"
+        raise BadSample(came)
+    return np.stack([kept[number] for number in wanted]), look.rate(rate)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the packets tell of a stream's frames, in the order of showing, without unpacking any."""
+
+    count: int
+    pts: list[int] | None  # in the stream's time base; None if some are missing or equal
+    keyframes: list[int]  # their pts, rising
+
+    @classmethod
+    def of(cls, container: InputContainer, stream: VideoStream) -> "_Shown":
+        """Reads every packet; the container is left at its start."""
+        pts: list[int | None] = []
+        keyframes: list[int] = []
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                pts.append(packet.pts)
+            if packet.size and packet.is_keyframe and packet.pts is not None:
+                keyframes.append(packet.pts)
+        container.seek(0, stream=stream)
+        known = sorted({p for p in pts if p is not None})
+        return cls(len(pts), known if len(known) == len(pts) else None, sorted(keyframes))
+
+    def times(self, stream: VideoStream, rate: float) -> np.ndarray:
+        """Seconds at which the frames are shown, float64 ``[t]``."""
+        if self.pts is None or stream.time_base is None:
+            return np.arange(self.count) / rate
+        return np.array(self.pts, np.float64) * float(stream.time_base)
+
+
+def _kept(
+    container: InputContainer, stream: VideoStream, shown: _Shown, wanted: set[int], look: Look
+) -> dict[int, np.ndarray]:
+    """The wanted frames by number, unpacked from the last keyframe before them; from the start where that fails."""
+    if shown.pts is not None:
+        place: dict[int | None, int] = {pts: number for number, pts in enumerate(shown.pts) if number in wanted}
+        before = [pts for pts in shown.keyframes if pts <= shown.pts[min(wanted)]]
+        if len(before) > 1:
+            container.seek(before[-1], stream=stream)
+            kept = _collect(((place.get(f.pts), f) for f in container.decode(stream)), wanted, look)
+            if len(kept) == len(wanted):
+                return kept
+            container.seek(0, stream=stream)
+    return _collect(enumerate(container.decode(stream)), wanted, look)
+
+
+def _collect(frames: Iterable[tuple[int | None, av.VideoFrame]], wanted: set[int], look: Look) -> dict[int, np.ndarray]:
+    """Ends with the last frame that is wanted."""
+    kept: dict[int, np.ndarray] = {}
+    for number, frame in frames:
+        if number in wanted:
+            kept[number] = _turned(frame, look)
+            if number == max(wanted):
+                break
+    return kept
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -249,21 +357,6 @@ def _video_stream(container: InputContainer) -> VideoStream:
         raise BadSample("a video codec that is unknown")
     _bound(stream.codec_context.width, stream.codec_context.height)
     return stream
-
-
-def _count(container: InputContainer, stream: VideoStream) -> int:
-    """Frames of the stream, counted without unpacking any; the container is left at its start."""
-    total = sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
-    container.seek(0, stream=stream)
-    return total
-
-
-def _first(frames: Iterator[av.VideoFrame], wanted: range) -> Iterator[av.VideoFrame]:
-    for number, frame in enumerate(frames):
-        if number in wanted:
-            yield frame
-        if number + 1 >= wanted.stop:
-            return
 
 
 def _turned(frame: av.VideoFrame, look: Look) -> np.ndarray:

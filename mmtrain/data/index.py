@@ -163,7 +163,7 @@ def find_shards(where: str | Path) -> list[Path]:
         held = "the folder is empty" if not any(folder.iterdir()) else "the folder holds no .tar file"
         raise UserError(str(where), held, "shards (*.tar)", "pack shards into it, or point at another folder")
     found = []
-    for name in _braces(str(where)):
+    for name in expand(str(where)):
         if any(mark in name for mark in "*?["):
             full = Path(name).absolute()
             matched = sorted(
@@ -180,7 +180,8 @@ def find_shards(where: str | Path) -> list[Path]:
     return found
 
 
-def _braces(pattern: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
+    """The names that ``{000000..000011}`` and ``{a,b}`` stand for."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
@@ -189,7 +190,7 @@ def _braces(pattern: str) -> list[str]:
         choices = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     else:
         choices = found[1].split(",")
-    return [p for choice in choices for p in _braces(pattern[: found.start()] + choice + pattern[found.end() :])]
+    return [p for choice in choices for p in expand(pattern[: found.start()] + choice + pattern[found.end() :])]
 
 
 class _Folder:

@@ -12,6 +12,7 @@ import numpy as np
 from mmtrain.rng import key
 
 VERSION = 1
+BLOCK = 10_000  # positions over which the weights of a mixture hold exactly
 _GOLDEN, _MIX1, _MIX2 = (np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -63,3 +64,44 @@ class Order:
         inside = shards[window * self.window : (window + 1) * self.window]
         samples = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in inside])
         return samples[permutation(len(samples), self.seed, epoch, window)]
+
+
+class MixedOrder:
+    """Sample numbers by global position over several orders, each of which keeps its own.
+
+    Each `BLOCK` of positions holds a fixed number of places for each order, shuffled by (seed, block). So which order a
+    position belongs to, and which place in it, follow from the position alone.
+
+    Args:
+        orders: what is mixed.
+        bases: what is added to the sample numbers of each.
+        shares: places in a block of each; their sum is `BLOCK`.
+    """
+
+    def __init__(self, *, orders: Sequence[Order], bases: Sequence[int], shares: Sequence[int], seed: int) -> None:
+        assert sum(shares) == BLOCK
+        self.orders, self.bases, self.shares, self.seed = list(orders), list(bases), list(shares), seed
+        self._block = lru_cache(maxsize=2)(self._draw_block)
+
+    def __getitem__(self, position: int) -> int:
+        """The sample at a global position."""
+        block, place = divmod(position, BLOCK)
+        owners, turns = self._block(block)
+        k = int(owners[place])
+        return self.bases[k] + self.orders[k][block * self.shares[k] + int(turns[place])]
+
+    def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each place of a block: whose it is, and how many before it are the same's."""
+        owners = np.repeat(np.arange(len(self.shares)), self.shares)[permutation(BLOCK, self.seed, "mixture", block)]
+        turns = np.empty(BLOCK, np.int64)
+        for k, share in enumerate(self.shares):
+            turns[owners == k] = np.arange(share)
+        return owners, turns
+
+
+def shares(weights: Sequence[float]) -> list[int]:
+    """Weights as places in a `BLOCK`, by largest remainder, the first of equal ones first."""
+    exact = np.array(weights, np.float64) / sum(weights) * BLOCK
+    found = np.floor(exact).astype(np.int64)
+    found[np.argsort(-(exact - found), kind="stable")[: BLOCK - int(found.sum())]] += 1
+    return found.tolist()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmtrain.batch import Batch
+from mmtrain.data.stream import Stream
 from mmtrain.errors import UserError
 from mmtrain.train import checkpoint
 from mmtrain.train.module import TrainModule
@@ -86,22 +87,23 @@ class Checkpoints(pl.Callback):
     """Saves every n optimizer steps and at the end. The log is written first, so that a saved step is a logged and a
     finite one."""
 
-    def __init__(self, log: Log, folder: Path, run_id: str, every: int, keep: int) -> None:
-        self.log_ = log
+    def __init__(self, log: Log, folder: Path, run_id: str, every: int, keep: int, stream: Stream) -> None:
+        self.log_, self.stream = log, stream
         self.folder, self.run_id, self.every, self.keep = folder, run_id, every, keep
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = pl_module.step == pl_module.steps
         if trainer.is_global_zero and (last or pl_module.step % self.every == 0):
             self.log_.flush(trainer, pl_module)
-            checkpoint.save(pl_module, self.folder, self.run_id, self.keep)
+            checkpoint.save(pl_module, self.folder, self.run_id, self.keep, self.stream.replaced)
 
 
 class Shown(pl.Callback):
-    """The progress line: step, loss, samples per second, time left; plain lines where there is no terminal."""
+    """The progress line: step, loss, samples per second, samples replaced, time left; plain lines where there is
+    no terminal."""
 
-    def __init__(self, log: Log, name: str) -> None:
-        self.log_, self.name = log, name
+    def __init__(self, log: Log, name: str, stream: Stream) -> None:
+        self.log_, self.name, self.stream = log, name, stream
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.started = time.perf_counter()
@@ -125,6 +127,7 @@ class Shown(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         shown = self.log_.shown
         facts = " ".join(f"{n} {shown[n]:.4g}" for n in shown if n != "lr")
+        facts += f" bad {len(self.stream.replaced)}" if self.stream.replaced else ""
         if self.bar is not None:
             self.bar.update(self.task, completed=pl_module.step, facts=facts)
         elif trainer.is_global_zero and (pl_module.step % self.log_.every == 0 or pl_module.step == pl_module.steps):

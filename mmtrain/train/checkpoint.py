@@ -14,11 +14,12 @@ from torch import Tensor
 
 from mmtrain.adapter.full import load_weights
 from mmtrain.artifact import checkpoints, trained
+from mmtrain.data.decode import BadSample
 from mmtrain.train.module import TrainModule
 
 
-def save(module: TrainModule, folder: Path, run_id: str, keep: int) -> Path:
-    """Write ``folder/step-00000042`` and remove all but the newest ``keep``."""
+def save(module: TrainModule, folder: Path, run_id: str, keep: int, bad: dict[int, BadSample] | None = None) -> Path:
+    """Write ``folder/step-00000042`` and remove all but the newest ``keep``; ``bad`` are the samples replaced."""
     target = folder / f"step-{module.step:08d}"
     staging = folder / f".{target.name}.part"
     shutil.rmtree(staging, ignore_errors=True)
@@ -29,6 +30,7 @@ def save(module: TrainModule, folder: Path, run_id: str, keep: int) -> Path:
     _tensors(staging / "optimizer.safetensors", optimizer_tensors(module))
     buffers = {n: b for n, b in module.backbone.named_buffers() if n == "latent_square"}
     state = {"step": module.step, "run_id": run_id, "buffers": {n: float(b) for n, b in buffers.items()}}
+    state["bad"] = {i: [why.kind, str(why)] for i, why in (bad or {}).items()}
     _synced(staging / "state.json", json.dumps(state, indent=1).encode())
     if target.exists():
         shutil.rmtree(target)
@@ -41,6 +43,11 @@ def save(module: TrainModule, folder: Path, run_id: str, keep: int) -> Path:
 
 def state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text())
+
+
+def bad_samples(checkpoint: Path) -> dict[int, BadSample]:
+    """The samples that had been replaced when the checkpoint was written, for `Stream.note`."""
+    return {int(i): BadSample(why, kind) for i, (kind, why) in state(checkpoint)["bad"].items()}
 
 
 def restore(module: TrainModule, checkpoint: Path) -> None:
@@ -57,7 +64,7 @@ def restore(module: TrainModule, checkpoint: Path) -> None:
     saved = load_file(checkpoint / "optimizer.safetensors")
     for name, weight in module.weights.items():
         optimizer.state[weight] = {
-            part: saved[f"{name}/{part}"].to(weight.device if part != "step" else "cpu")
+            part: saved[f"{name}/{part}"].to(weight.device if part != "step" else "cpu", copy=True)
             for part in ("step", "exp_avg", "exp_avg_sq")
         }
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from mmtrain import artifact, config
 from mmtrain.batch import to_unit
 from mmtrain.data.cache import encode_shards, place
+from mmtrain.data.mixture import Mixture
 from mmtrain.data.source import Source
+from mmtrain.data.stream import Stream
 from mmtrain.errors import UserError
 from mmtrain.run import Run
 from mmtrain.threads import calibrate
@@ -77,8 +79,8 @@ def fit(cfg: DictConfig, *, resume: Path | None = None) -> Path:
     say = Console(stderr=True, highlight=False)
     schedule: Fit = config.build(cfg.trainer)
     torch.set_num_threads(1 if schedule.threads == "auto" else schedule.threads)
-    pixels: Source = config.build(cfg.dataset)
-    say.print(f"[bold]{cfg.name}[/]: {len(pixels)} samples in {cfg.dataset.shards}")
+    pixels: Source | Mixture = config.build(cfg.dataset)
+    say.print(f"[bold]{cfg.name}[/]: {len(pixels)} samples in {pixels.shards}")
     backbone, adapters = artifact.assemble(cfg)
     run = _run(cfg, pixels, backbone, resume)
     source = _cached(cfg, pixels, backbone, schedule, say)
@@ -92,15 +94,20 @@ def fit(cfg: DictConfig, *, resume: Path | None = None) -> Path:
         ema=schedule.ema,
     )
     if resume is not None:
-        checkpoint.restore(module, artifact.newest(run.path / "checkpoints"))
+        newest = artifact.newest(run.path / "checkpoints")
+        checkpoint.restore(module, newest)
+        source.note(checkpoint.bad_samples(newest))
         say.print(f"resumed at step {module.done}")
     if module.done < schedule.steps:
         _train(cfg, schedule, module, source, run, say)
+    for stream in dict.fromkeys([pixels, source]):
+        for shard, kinds in stream.bad_counts.items():
+            say.print(f"replaced in {shard}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     say.print(f"run: {run.path}")
     return run.path
 
 
-def _run(cfg: DictConfig, source: Source, backbone: Any, resume: Path | None) -> Run:
+def _run(cfg: DictConfig, source: Stream, backbone: Any, resume: Path | None) -> Run:
     if resume is None:
         return Run.start(cfg, cfg.folder, data=source.fingerprint, bases={"backbone": backbone.base})
     run = Run.open(resume)
@@ -112,17 +119,29 @@ def _run(cfg: DictConfig, source: Source, backbone: Any, resume: Path | None) ->
     return run
 
 
-def _cached(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, say: Console) -> Source:
+def _cached(cfg: DictConfig, pixels: Source | Mixture, backbone: Any, schedule: Fit, say: Console) -> Source | Mixture:
     """The source of encoder outputs, encoded now if they are not there yet; the pixels where no cache is asked for."""
     if cfg.cache is None or pixels.kind == "encoded":
         return pixels
+    if isinstance(pixels, Mixture):
+        sources = {name: _encoded(cfg, source, backbone, schedule, say) for name, source in pixels.sources.items()}
+        return Mixture(sources=sources, weights=pixels.weights)
+    return _encoded(cfg, pixels, backbone, schedule, say)
+
+
+def _encoded(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, say: Console) -> Source:
     folder = place(cfg.cache, pixels, backbone.encoder_id)
     shown = _Encoding(say)
     if schedule.threads == "auto":
         frames = torch.stack([_first(pixels)] * 4)
         calibrate(lambda: backbone.encode(frames))
     encode_shards(pixels, folder, encode=backbone.encode, encoder_id=backbone.encoder_id, batch_size=8, progress=shown)
-    return Source(shards=str(folder), window=pixels.window, require_captions=pixels.require_captions)
+    return Source(
+        shards=str(folder),
+        window=pixels.window,
+        max_bad_fraction=pixels.max_bad_fraction,
+        require_captions=pixels.require_captions,
+    )
 
 
 def _first(source: Source) -> torch.Tensor:
@@ -141,9 +160,9 @@ class _Encoding:
             self.say.print(f"encoding {done}/{total}")
 
 
-def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, run: Run, say: Console) -> None:
+def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Stream, run: Run, say: Console) -> None:
     log = Log(run.path / "metrics.csv", schedule.log_every)
-    save = Checkpoints(log, run.path / "checkpoints", run.run_id, schedule.checkpoint_every, schedule.keep)
+    save = Checkpoints(log, run.path / "checkpoints", run.run_id, schedule.checkpoint_every, schedule.keep, source)
     previews = [] if cfg.preview is None else [config.build(cfg.preview)]
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -155,7 +174,7 @@ def _train(cfg: DictConfig, schedule: Fit, module: TrainModule, source: Source, 
         precision=schedule.precision,
         gradient_clip_val=schedule.clip,
         logger=[config.build(node, save_dir=str(run.path)) for node in cfg.logger.values()],
-        callbacks=[log, save, Shown(log, cfg.name), *previews],
+        callbacks=[log, save, Shown(log, cfg.name, source), *previews],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import pickle
+import signal
 import struct
 import tarfile
+import time
 import zlib
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from mmtrain.data import source as reading
 from mmtrain.data.check import check, readable
 from mmtrain.data.decode import BadSample, Look, decode, decode_encoded, encode_mp4, probe
 from mmtrain.data.index import Index
@@ -373,6 +376,76 @@ def test_a_shard_that_disappears_during_a_run_is_named(folder: Path) -> None:
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"000001\.tar: cannot be read"):
             run(source, workers)
+
+
+class Stalls:
+    """Stands for a drive that fails so many times, then works."""
+
+    def __init__(self, failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failures, self.attempts, self.read = failures, 0, os.pread
+        monkeypatch.setattr(os, "pread", self)
+        monkeypatch.setattr(reading, "WAITS", (0.0, 0.0, 0.0))
+
+    def __call__(self, *what: int) -> bytes:
+        self.attempts += 1
+        if self.attempts <= self.failures:
+            raise OSError(5, "Input/output error")
+        return self.read(*what)
+
+
+def test_a_read_that_fails_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(shards=str(folder))
+    whole = run(source)
+    stall = Stalls(3, monkeypatch)
+    assert run(source) == whole
+    assert stall.attempts == 3 + 24  # one read a sample
+    assert not source.bad
+
+
+def test_a_drive_that_stays_away_stops_the_run_with_the_shard_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(shards=str(folder), max_bad_fraction=1.0)  # a drive is not a bad sample
+    Stalls(10**6, monkeypatch)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"shard .*\.tar: cannot be read \(Input/output error, 4 times\)"):
+            run(source, workers)
+
+
+def hang(*_: object) -> None:
+    time.sleep(60)
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("what", "said"), [(hang, "no batch came for 1 s"), (die, "a worker died")])
+def test_a_worker_that_hangs_or_dies_is_an_error_in_time(
+    folder: Path, what: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(shards=str(folder))
+    monkeypatch.setattr(reading, "decode", what)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=rf"data workers \(1\): {said}"):
+        list(source.loader(seed=1, batch_size=4, steps=6, num_workers=1, timeout=1.0))
+    assert time.monotonic() - start < 30
+
+
+def test_bad_samples_are_counted_by_shard_and_kind_and_outlive_a_restart(tmp_path: Path) -> None:
+    broken = {1: {"png": png_bomb(60_000, 60_000), "txt": b"x"}, 4: {"jpg": BROKEN["empty"], "txt": b"x"}}
+    broken |= {5: {"jpg": BROKEN["text"], "txt": b"x"}, 9: {"jpg": jpeg(9), "txt": b""}}
+    folder = str(write(tmp_path / "s", broken))
+    source = Source(shards=folder, max_bad_fraction=4 / 12)
+    run(source)
+    first = {"does not decode": 2, "too large": 1}
+    assert source.bad_counts == {"000000.tar": first, "000001.tar": {"no caption": 1}}
+    again = Source(shards=folder, max_bad_fraction=4 / 12)
+    run(again, steps=1)
+    again.note(source.replaced)  # as a checkpoint gives them back
+    run(again)
+    assert again.bad_counts == source.bad_counts
+    assert again.bad == source.bad  # the reasons hold nothing that differs between processes
 
 
 def test_frames_of_different_sizes_need_a_size(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmtrain.data import decode as decoding
 from mmtrain.data import world
 from mmtrain.data.decode import BadSample, Look, decode, encode_mp4, probe
 from mmtrain.data.shards import encode_webp
@@ -85,6 +88,81 @@ def test_a_window_of_frames(clip: np.ndarray, mp4: bytes, suffix: str, draw: flo
     assert len(whole) == 20
     part = frames_of(suffix, payload, Look(num_frames=5), draw)
     assert np.array_equal(part, whole[start : start + 5])
+
+
+@pytest.mark.parametrize(
+    ("fps", "stride", "num_frames", "draw", "frames"),
+    [
+        (25, 1, 5, 0.0, [0, 1, 2, 3, 4]),  # the clip's own
+        (12.5, 1, 4, 0.0, [0, 2, 4, 6]),
+        (10, 1, 5, 0.0, [0, 2, 5, 7, 10]),  # wanted at 0, 2.5, 5, 7.5, 10: the earlier of two as near
+        (10, 1, 8, 0.99, [1, 3, 6, 8, 11, 13, 16, 18]),
+        (10, 2, 3, 0.0, [0, 5, 10]),
+        (50, 1, 6, 0.0, [0, 0, 1, 1, 2, 2]),  # a slower clip repeats frames
+        (5, 1, None, 0.0, [0, 5, 10, 15]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["mp4", "webp"])
+def test_another_rate_takes_the_nearest_frames(
+    clip: np.ndarray,
+    mp4: bytes,
+    suffix: str,
+    fps: float,
+    stride: int,
+    num_frames: int | None,
+    draw: float,
+    frames: list[int],
+) -> None:
+    payload = mp4 if suffix == "mp4" else encode_webp(clip, 25)
+    whole = frames_of(suffix, payload)
+    found = decode("k", {suffix: payload}, Look(num_frames, stride, fps=fps), draw)
+    assert np.array_equal(found.frames, whole[frames])
+    assert found.fps == fps / stride
+
+
+def test_another_rate_goes_by_the_times_of_the_frames_not_their_numbers() -> None:
+    times = np.array([0, 0.1, 0.2, 1.0, 1.1, 1.2])  # a clip with a pause
+    assert Look(num_frames=4, fps=2.5).window(times, 0.0) == [0, 2, 3, 5]
+    with pytest.raises(BadSample, match="lasts 1.200 s .* 5, 0.400 s apart"):
+        Look(num_frames=5, fps=2.5).window(times, 0.0)
+
+
+def long_mp4(options: dict[str, str]) -> bytes:
+    """120 frames of moving noise and a keyframe every 12, with B-frames, as cameras and platforms write them."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=30, options={"threads": "1", "crf": "20", **options})
+        stream.width = stream.height = 64
+        for t in range(120):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, 3 * t, 1), format="rgb24")))
+        container.mux(stream.encode())
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("bframes", ["0", "3"])
+@pytest.mark.parametrize("open_gop", ["0", "1"])
+def test_a_window_late_in_a_long_clip_is_unpacked_from_its_keyframe_and_is_exact(
+    bframes: str, open_gop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"g": "12", "keyint_min": "12", "bf": bframes, "x264-params": f"open-gop={open_gop}:scenecut=0"}
+    payload = long_mp4(options)
+    whole = frames_of("mp4", payload)
+    assert len(whole) == 120
+    assert len({frame.tobytes() for frame in whole}) > 20
+    unpacked: list[int] = []
+    collect = decoding._collect
+
+    def counted(frames: Iterable[Any], *others: Any) -> Any:
+        return collect((unpacked.append(1) or pair for pair in frames), *others)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(decoding, "_collect", counted)
+    for start in range(117):
+        unpacked.clear()
+        part = frames_of("mp4", payload, Look(num_frames=4), (start + 0.5) / 117)
+        assert np.array_equal(part, whole[start : start + 4]), start
+        assert len(unpacked) <= 12 + 4 + 8, start
 
 
 def test_too_long_a_window_is_refused(mp4: bytes) -> None:

@@ -1,0 +1,124 @@
+"""Samples per second of our source beside webdataset's, one process each, in alternate rounds over the same samples.
+
+    make bench-data
+
+Prints samples/s (min – median – max over rounds) and the ratio of the medians to the aim. Ours reads in its random
+order and compares every checksum; webdataset reads from front to back, in shards' order, through its shuffle buffer.
+"""
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import webdataset
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from mmtrain.data import world
+from mmtrain.data.shards import ShardWriter
+from mmtrain.data.source import Source, read_members
+
+ROUNDS, COUNT, PER_SHARD = 5, 200, 50
+AIMS = {"loading, not decoded": 1.3, "JPEG 512 → 256": 2.0, "cached latents": 2.5}
+
+
+def write(folder: Path) -> None:
+    """JPEGs of 512² (about 25 kB), and latents [4 32 32] with text embeddings [16 256], float16, in both formats."""
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 6, (512, 512, 3))
+    with (
+        ShardWriter(folder / "jpeg", max_samples=PER_SHARD) as jpeg,
+        ShardWriter(folder / "safetensors", max_samples=PER_SHARD) as ours,
+        ShardWriter(folder / "npy", max_samples=PER_SHARD) as theirs,
+    ):
+        for i in range(COUNT):
+            key, words = f"{i:06d}", b"a red circle moving left on black"
+            drawn = Image.fromarray(world.render(world.scene(0, "train", i), num_frames=1)[0]).resize((512, 512))
+            image = Image.fromarray(np.clip(drawn + np.roll(grain, i, 0), 0, 255).astype(np.uint8))
+            jpeg.write(key, {"jpg": saved(lambda out, image=image: image.save(out, "JPEG", quality=85)), "txt": words})
+            arrays = {"latents": rng.normal(size=(4, 32, 32)), "text": rng.normal(size=(16, 256))}
+            halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+            tensors = {name: torch.from_numpy(half) for name, half in halves.items()}
+            ours.write(key, {"safetensors": safetensors.torch.save(tensors), "txt": words})
+            npys = {f"{n}.npy": saved(lambda out, half=half: np.save(out, half)) for n, half in halves.items()}
+            theirs.write(key, {**npys, "txt": words})
+
+
+def saved(save: Callable[[io.BytesIO], Any]) -> bytes:
+    out = io.BytesIO()
+    save(out)
+    return out.getvalue()
+
+
+def stream(folder: Path) -> Any:
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    return webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0, empty_check=False).shuffle(100)
+
+
+def loaded(source: Source, seed: int) -> Iterator[Any]:
+    order = source.order(seed)
+    return (read_members(source.index, order[p]) for p in range(len(source)))
+
+
+def rows(source: Source, seed: int) -> Iterator[Any]:
+    order = source.order(seed)
+    return (source.row(order[p], seed, p, {}) for p in range(len(source)))
+
+
+def resized(sample: dict[str, Any]) -> torch.Tensor:
+    """As one does with webdataset: a PIL image, resized, as a float tensor in [-1, 1]."""
+    image = sample["jpg"].resize((256, 256), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
+
+
+def floats(sample: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(sample[f"{name}.npy"]).float() for name in ("latents", "text")}
+
+
+def rate(samples: Iterator[Any]) -> float:
+    start, count = time.perf_counter(), 0
+    for _ in samples:
+        count += 1
+    assert count == COUNT, count
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    table = Table("what", "webdataset, samples/s", "mmtrain, samples/s", "ratio", "aim", title="one process")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder)
+        images, latents = Source(shards=str(folder / "jpeg"), size=256), Source(shards=str(folder / "safetensors"))
+        pairs: dict[str, tuple[Callable[[], Iterator[Any]], Callable[[int], Iterator[Any]]]] = {
+            "loading, not decoded": (lambda: iter(stream(folder / "jpeg")), lambda seed: loaded(images, seed)),
+            "JPEG 512 → 256": (
+                lambda: iter(stream(folder / "jpeg").decode("pil").map(resized)),
+                lambda seed: rows(images, seed),
+            ),
+            "cached latents": (
+                lambda: iter(stream(folder / "npy").decode().map(floats)),
+                lambda seed: rows(latents, seed),
+            ),
+        }
+        for what, (theirs, ours) in pairs.items():
+            found: dict[str, list[float]] = {"theirs": [], "ours": []}
+            for seed in range(ROUNDS):
+                found["theirs"].append(rate(theirs()))
+                found["ours"].append(rate(ours(seed)))
+            shown = [f"{min(r):,.0f} – {statistics.median(r):,.0f} – {max(r):,.0f}" for r in found.values()]
+            ratio = statistics.median(found["ours"]) / statistics.median(found["theirs"])
+            table.add_row(what, *shown, f"{ratio:.2f}", f"{AIMS[what]:g}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

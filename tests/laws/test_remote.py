@@ -1,0 +1,191 @@
+"""Laws of remote shards: copies equal the originals, come once, go on where they broke off; failures name the URL."""
+
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmtrain.data import remote
+from mmtrain.data.shards import write_world
+from mmtrain.data.source import Source
+from mmtrain.errors import UserError
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Files below a folder, with ranges; it can fail, cut answers short, or know no ranges."""
+
+    folder: Path
+    failures = 0  # answers that are 503 before one is good
+    cuts = 0  # answers to come that end before their time
+    ranges = True
+    sent = 0  # bytes of shards
+    url = ""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer(head=True)
+
+    def do_GET(self) -> None:
+        self.answer(head=False)
+
+    def answer(self, head: bool) -> None:
+        path = self.server.folder / self.path.strip("/")
+        if self.server.failures > 0 and not head:
+            self.server.failures -= 1
+            self.reply(503, b"")
+        elif path.is_dir():
+            links = "".join(f'<a href="{p.name}">{p.name}</a>' for p in sorted(path.iterdir()))
+            self.reply(200, links.encode(), head)
+        elif not path.is_file():
+            self.reply(404, b"", head)
+        else:
+            self.file(path, head)
+
+    def file(self, path: Path, head: bool) -> None:
+        data, headers = path.read_bytes(), {"ETag": f'"{path.stat().st_mtime_ns}"', "Accept-Ranges": "bytes"}
+        if (asked := self.headers.get("Range")) and self.server.ranges and not head:
+            first, last = asked.removeprefix("bytes=").split("-")
+            part = data[int(first) : int(last) + 1]
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            self.reply(206, part, head, headers)
+        else:
+            self.reply(200, data, head, headers)
+
+    def reply(self, code: int, data: bytes, head: bool = False, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not head:
+            if headers and self.server.cuts > 0:
+                self.server.cuts -= 1
+                data, self.close_connection = data[: len(data) // 2], True
+            self.server.sent += len(data) if headers else 0
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("remote") / "w", split="train", count=12, seed=5, shard_size=4)
+
+
+@pytest.fixture
+def server(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(remote, "CHUNK", 20_000)
+    with Server(("127.0.0.1", 0), Handler) as running:
+        running.folder, running.url = world, f"http://127.0.0.1:{running.server_address[1]}"
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def keys(source: Source) -> list[list[str]]:
+    return [b.keys for b in source.loader(seed=1, batch_size=4, steps=5, num_workers=1)]
+
+
+def opened(shards: str, copies: Path) -> Source:
+    return Source(shards=shards, copies=str(copies), num_frames=2, size=16)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("pattern", ["/{000000..000002}.tar", "/"])
+def test_remote_shards_are_the_local_ones_and_come_once(
+    server: Server, world: Path, tmp_path: Path, pattern: str, ranges: bool
+) -> None:
+    server.ranges = ranges
+    local, source = opened(str(world), tmp_path), opened(server.url + pattern, tmp_path)
+    assert source.fingerprint == local.fingerprint
+    assert keys(source) == keys(local)
+    assert ranges is (server.sent == sum(p.stat().st_size for p in world.glob("*.tar")))
+    before = server.sent
+    assert opened(server.url + pattern, tmp_path).fingerprint == local.fingerprint
+    assert server.sent == before
+
+
+def test_a_server_that_fails_or_cuts_is_asked_again(server: Server, world: Path, tmp_path: Path) -> None:
+    server.failures, server.cuts = 2, 1
+    assert (
+        opened(f"{server.url}/000000.tar", tmp_path).index.shards[0].sha256
+        == opened(str(world), tmp_path).index.shards[0].sha256
+    )
+
+
+def test_a_copy_that_broke_off_goes_on_where_it_stopped(server: Server, world: Path, tmp_path: Path) -> None:
+    size = (world / "000000.tar").stat().st_size
+    fetch, calls = remote._patiently, []
+
+    def breaking(url: str, get: object) -> object:
+        calls.append(url)
+        if len(calls) == 3:  # the size, a chunk, then the cable
+            raise KeyboardInterrupt
+        return fetch(url, get)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(remote, "_patiently", breaking)
+        remote.copy_all(f"{server.url}/000000.tar", tmp_path)
+    assert 0 < server.sent < size
+    opened(f"{server.url}/000000.tar", tmp_path)
+    assert server.sent == size  # no byte came twice
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_equal_base_names_and_changed_shards_are_told_apart(server: Server, world: Path, tmp_path: Path) -> None:
+    for name, of in (("a", "000000.tar"), ("b", "000001.tar")):
+        (tmp_path / "site" / name).mkdir(parents=True)
+        (tmp_path / "site" / name / "0.tar").write_bytes((world / of).read_bytes())
+    server.folder = tmp_path / "site"
+    source = opened(f"{server.url}/{{a,b}}/0.tar", tmp_path / "c")
+    assert source.keys == opened(str(world), tmp_path).keys[:8]
+    (tmp_path / "site" / "a" / "0.tar").write_bytes((world / "000002.tar").read_bytes())
+    assert opened(f"{server.url}/a/0.tar", tmp_path / "c").keys == opened(str(world), tmp_path).keys[8:]
+
+
+def test_failures_name_the_url(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/nope\.tar: no shard is there"):
+        opened(f"{server.url}/nope.tar", tmp_path)
+    with pytest.raises(UserError, match=r"nothere://x/0\.tar: "):
+        opened("nothere://x/0.tar", tmp_path)
+    server.failures = 10**6
+    with pytest.raises(UserError, match=r"/000000\.tar: cannot be read .*503.* tried 4 times"):
+        opened(f"{server.url}/000000.tar", tmp_path)
+
+
+def test_shards_in_an_s3_bucket(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    endpoint = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    running.start()
+    try:
+        import s3fs
+
+        bucket = s3fs.S3FileSystem(endpoint_url=endpoint)
+        bucket.mkdir("shards")
+        for path in world.glob("*.tar"):
+            bucket.put(str(path), f"shards/world/{path.name}")
+        for pattern in ("s3://shards/world/", "s3://shards/world/{000000..000002}.tar"):
+            source = opened(pattern, tmp_path)
+            assert source.fingerprint == opened(str(world), tmp_path).fingerprint
+        assert keys(source) == keys(opened(str(world), tmp_path))
+        assert len([json.loads(p.read_text()) for p in tmp_path.glob("*.json")]) == 3
+    finally:
+        running.stop()

@@ -1,0 +1,110 @@
+"""Runs a training once whole and once killed many times, in children of one clean process that has imported everything.
+
+    python -m tests.resume.launcher < plan.json
+
+The plan: ``words`` (of the command line, without folder), ``folder``, ``kills`` (a list of step and, true, whether to
+wait for a checkpoint that is being written), ``workers`` (for each start), ``seed``. Beside the runs it writes
+``whole.txt`` and ``killed.txt``: for each batch that was trained on its step, a digest of its keys and captions, and
+its loss in hex. Batches that were done again after a kill are in it each time.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from mmtrain import cli
+from mmtrain.backbone import clip, sd, svd  # noqa: F401  (imported once, before the children are forked)
+from mmtrain.train import fit  # noqa: F401
+from mmtrain.train.callbacks import Log
+
+PATIENCE = 600  # seconds for any one start
+
+
+def start(words: list[str], told: Path) -> int:
+    """A child in a process group of its own; its output goes beside the batches' file."""
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    out = os.open(told.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    code = 1
+    try:
+        _tell_batches(told)
+        code = cli.main(words) or 0
+    except SystemExit as why:
+        code = int(why.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _tell_batches(told: Path) -> None:
+    file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    ours = Log.on_train_batch_end
+
+    def wrapped(self: Log, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        text = json.dumps([batch.keys, batch.positions, batch.captions])
+        loss = float(module.outcome.per_sample.detach().mean()).hex()
+        os.write(file, f"{module.step} {hashlib.sha256(text.encode()).hexdigest()[:16]} {loss}\n".encode())
+        ours(self, trainer, module, outputs, batch, batch_idx)
+
+    Log.on_train_batch_end = wrapped  # type: ignore[method-assign]
+
+
+def finish(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at(child: int, told: Path, folder: Path, step: int, in_checkpoint: bool, draw: random.Random) -> str:
+    """Kill -9 of the child's whole group once it has done a step: at a random moment, or inside a checkpoint."""
+    deadline = time.monotonic() + PATIENCE
+    while _reached(told) < step:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), f"the run ended before step {step}"
+        assert time.monotonic() < deadline, f"step {step} was not reached in {PATIENCE} s"
+        time.sleep(0.002)
+    if in_checkpoint:
+        while not list(folder.glob("*/checkpoints/.step-*.part")):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before a checkpoint"
+        time.sleep(draw.uniform(0, 0.003))
+    else:
+        time.sleep(draw.uniform(0, 0.2))
+    os.killpg(child, signal.SIGKILL)
+    assert finish(child) == -signal.SIGKILL, "the run ended before it could be killed"
+    torn = [path.name for path in folder.glob("*/checkpoints/.step-*.part")]
+    return f"killed after step {_reached(told)}" + (f", inside {torn[-1][1:-5]}'s checkpoint" if torn else "")
+
+
+def _reached(told: Path) -> int:
+    lines = told.read_text().split("\n")[:-1] if told.exists() else []
+    return int(lines[-1].split()[0]) if lines else 0
+
+
+def main() -> None:
+    plan = json.load(sys.stdin)
+    folder, draw = Path(plan["folder"]), random.Random(plan["seed"])
+    code = finish(start([*plan["words"], f"folder={folder / 'whole'}"], folder / "whole.txt"))
+    assert code == 0, (folder / "whole.log").read_text()
+    words, told, killed = [*plan["words"], f"folder={folder / 'killed'}"], folder / "killed.txt", folder / "killed"
+    for number, workers in enumerate(plan["workers"]):
+        more = ["--resume", str(next(killed.iterdir()))] if number else []
+        child = start([*words, f"trainer.num_workers={workers}", *more], told)
+        if number < len(plan["kills"]):
+            step, in_checkpoint = plan["kills"][number]
+            print(f"{workers} workers: {kill_at(child, told, killed, step, in_checkpoint, draw)}", flush=True)
+        else:
+            assert finish(child) == 0, (folder / "killed.log").read_text()
+
+
+if __name__ == "__main__":
+    main()
