@@ -95,7 +95,7 @@ class VideoSampler:
         tokens: Literal["text", "image"] = "text",
         negative_prompt: str | None = "",
         guidance_scale: float | None = None,
-        image_guidance: bool = False,
+        image_guidance: bool = True,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -116,7 +116,8 @@ class VideoSampler:
             negative_prompt: the unconditional branch that guidance steers away from; None: zeros, as vanilla has it.
             guidance_scale: of every frame; 1 is none. None: 3, and where the image is the condition the vanilla ramp
                 from 1 at the first frame to 3 at the last.
-            image_guidance: with text, guidance steers away from the clip without its first frame too.
+            image_guidance: with text, guidance steers away from the clip without its first frame too, which keeps
+                objects whole.
             num_frames, height, width: by default what the network was made for.
             fps: the conditioning number, not the rate of a file.
             num_inference_steps: of the denoising, and of drawing the first frames.
