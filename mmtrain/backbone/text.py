@@ -62,20 +62,20 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> TextFeatures:
-        """Features of each caption; frozen, so without gradients."""
-        new = sorted({c for c in captions if c not in self._memo})
-        if new:
-            ids, mask = tokenize(self.tokenizer, new, self.model.device)
+        """Features of each caption; frozen, so without gradients.
+
+        Each is read alone: in a batch its last bits would depend on which others were new, and a resumed run, which
+        remembers none, would leave the uninterrupted one.
+        """
+        if len(self._memo) > 50_000:
+            self._memo.clear()
+        for caption in sorted({c for c in captions if c not in self._memo}):
+            ids, mask = tokenize(self.tokenizer, [caption], self.model.device)
             out = self.model(input_ids=ids, output_hidden_states=True)
             tokens = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
             if self.layer == 0:
                 tokens = self.model.get_input_embeddings()(ids)
-            rows = zip(new, tokens.cpu(), mask.cpu(), out.text_embeds.cpu(), strict=True)
-            if len(self._memo) > 50_000:
-                self._memo.clear()
-            self._memo.update({caption: (tokens, keep, embed) for caption, tokens, keep, embed in rows})
-            if any(c not in self._memo for c in captions):
-                return self.forward(captions)
+            self._memo[caption] = (tokens[0].cpu(), mask[0].cpu(), out.text_embeds[0].cpu())
         tokens, keep, embeds = (torch.stack(part) for part in zip(*(self._memo[c] for c in captions), strict=True))
         return TextFeatures(tokens, keep, embeds).to(self.model.device)
 

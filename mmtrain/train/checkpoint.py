@@ -64,7 +64,7 @@ def restore(module: TrainModule, checkpoint: Path) -> None:
     saved = load_file(checkpoint / "optimizer.safetensors")
     for name, weight in module.weights.items():
         optimizer.state[weight] = {
-            part: saved[f"{name}/{part}"].to(weight.device if part != "step" else "cpu", copy=True)
+            part: saved[f"{name}/{part}"].to(weight.device if part != "step" else "cpu")
             for part in ("step", "exp_avg", "exp_avg_sq")
         }
 
