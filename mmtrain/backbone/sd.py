@@ -78,13 +78,11 @@ class StableDiffusion(nn.Module):
 
     @torch.no_grad()
     def _text(self, captions: Sequence[str]) -> Tensor:
-        new = sorted({c for c in captions if c not in self._memo})
-        if len(self._memo) + len(new) > 50_000:
+        if len(self._memo) > 50_000:
             self._memo.clear()
-            new = sorted(set(captions))
-        if new:
-            ids, _ = tokenize(self.tokenizer, new, self.text_encoder.device)
-            self._memo.update(zip(new, self.text_encoder(ids).last_hidden_state.cpu(), strict=True))
+        for caption in {c: None for c in captions if c not in self._memo}:  # one by one, as the text tower reads them
+            ids, _ = tokenize(self.tokenizer, [caption], self.text_encoder.device)
+            self._memo[caption] = self.text_encoder(ids).last_hidden_state[0].cpu()
         return torch.stack([self._memo[c] for c in captions]).to(self.text_encoder.device)
 
     def draw_level(self, rng: Rng) -> Tensor:

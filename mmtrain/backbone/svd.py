@@ -88,7 +88,7 @@ class StableVideoDiffusion(nn.Module):
         self.image_encoder: Any = image_encoder
         self.processor, self.scheduler, self.path, self.sigma = processor, scheduler, path, sigma
         self.text: TextTower | None = text
-        self.bridge: nn.Module | None = None
+        self.bridge: Any = None
 
     @property
     def network(self) -> nn.Module:
@@ -182,7 +182,7 @@ class StableVideoDiffusion(nn.Module):
         """What captions add to the micro-conditioning's embedding, ``[b d]``: the bridge's, or zeros without one."""
         if self.bridge is None or self.text is None:
             return torch.zeros(len(captions), self.micro_width)
-        return torch.as_tensor(self.bridge.steer(self.text(captions)))
+        return self.bridge.steer(self.text(captions))
 
     def alignment(self, condition: dict[str, Tensor], encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What a contrastive term compares, ``[b d]`` each: the conditioning's mean token, the clip's embedding."""

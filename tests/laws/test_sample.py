@@ -88,7 +88,7 @@ def test_every_input_matters(sampler: VideoSampler, photos: np.ndarray):
         {"negative_prompt": None},
         {"guidance_scale": 1.0},
         {"guidance_scale": 6.0},
-        {"image_guidance": True},
+        {"image_guidance": False},
         {"tokens": "image"},
         {"fps": 25},
         {"num_inference_steps": 3},
