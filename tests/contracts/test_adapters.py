@@ -58,7 +58,10 @@ def test_every_weight_of_a_preset_gets_a_gradient(
     frames = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     batch = Batch(["x", "y"], [0, 1], CAPTIONS, frames)
     Denoise(drop_text=0.0, drop_image=0.0)(model, batch, Rng(0, 0, [0, 1])).per_sample.sum().backward()
-    dead = [n for n, w in trained.named_weights().items() if w.grad is None or float(w.grad.abs().max()) < 1e-9]
+    # A level of 32 channels, as the tiny network has, is normed one channel at a time, which takes a shift out again.
+    unseen = "temporal_res_block.time_emb_proj.lora_A"
+    weights = {n: w for n, w in trained.named_weights().items() if unseen not in n}
+    dead = [n for n, w in weights.items() if w.grad is None or float(w.grad.abs().max()) < 1e-9]
     assert dead == []
     frozen = {id(w) for w in trained.named_weights().values()}
     assert all(w.grad is None for w in model.parameters() if id(w) not in frozen)
