@@ -25,8 +25,16 @@ from mmtrain.errors import UserError
 PACKAGE = Path(__file__).resolve().parent
 NOT_IDENTITY = frozenset(
     {
-        *("folder", "copies", "logger", "accelerator", "device", "devices", "num_nodes", "num_workers"),
-        *("threads", "progress"),
+        "folder",
+        "copies",
+        "logger",
+        "accelerator",
+        "device",
+        "devices",
+        "num_nodes",
+        "num_workers",
+        "threads",
+        "progress",
     }
 )
 """Keys, at any depth, that change where and how a run is done but not what it computes."""

@@ -175,7 +175,7 @@ def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """A finite sum has no term that is not, and costs a tenth of looking at each; an infinite one may be overflow."""
+    """A sum that is finite has no term that is not, and is quicker than looking at each; a sum may overflow."""
     return math.isfinite(tensor.float().sum().item()) or bool(torch.isfinite(tensor).all())
 
 
