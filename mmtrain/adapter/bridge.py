@@ -86,8 +86,8 @@ class Bridge(nn.Module):
         """Text features → what is added to the embedding of the micro-conditioning, ``[b d]``; zeros at the start.
 
         A sum over words: fps, motion bucket and noise enter a network at every level by this embedding, and so may the
-        words that tell a motion. Each word lights one in fifteen of many random features, so that it has weights nearly
-        its own, and is learned from the captions that hold it, undisturbed by the others.
+        words that tell a motion. Each word lights one in fifteen of many random features, so that words far apart in
+        the tower have weights nearly their own; words close together share most of theirs.
         """
         lit = torch.relu(self.norm(text.tokens) @ self.directions.T - THRESHOLD) * text.mask[..., None]
         return self.steering(lit.sum(1))
