@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmtrain.batch import to_unit
+from mmtrain.data.claim import Claim
 from mmtrain.data.decode import BadSample, decode
 from mmtrain.data.index import Index
 from mmtrain.data.source import Source, read_members
@@ -80,21 +81,22 @@ def encode_shards(
             f"data source {source.shards}", "encoder outputs", "pixels to encode", "point at the pixels' shards"
         )
     wanted = identity(source, encoder_id, dtype)
-    if folder.exists() and any(folder.iterdir()):
-        check_identity(folder, wanted)
+    with Claim(folder):
+        if folder.exists() and any(folder.iterdir()):
+            check_identity(folder, wanted)
+            return folder
+        staging = folder.with_name(f".{folder.name}.partial")
+        _open_staging(staging, wanted)
+        for number, shard in enumerate(source.index.shards):
+            place = staging / f"{number:06d}.tar"
+            first = int(source.index.starts[number])
+            if not place.exists():
+                _encode_shard(source, range(first, first + len(shard)), place, encode, batch_size, dtype, progress)
+        Index.of(staging)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(staging, folder)
         return folder
-    staging = folder.with_name(f".{folder.name}.partial")
-    _open_staging(staging, wanted)
-    for number, shard in enumerate(source.index.shards):
-        place = staging / f"{number:06d}.tar"
-        first = int(source.index.starts[number])
-        if not place.exists():
-            _encode_shard(source, range(first, first + len(shard)), place, encode, batch_size, dtype, progress)
-    Index.of(staging)
-    if folder.exists():
-        folder.rmdir()
-    os.replace(staging, folder)
-    return folder
 
 
 def check_identity(folder: Path, wanted: dict[str, object]) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmtrain.data.claim import Claim
 from mmtrain.data.decode import BadSample, decode_encoded, probe
 from mmtrain.data.facts import ENCODED, MEDIA
 from mmtrain.data.index import Index
-from mmtrain.data.items import Item, listed
+from mmtrain.data.items import Item, Listing, listed
 from mmtrain.data.shards import refuse_existing, write_members
 from mmtrain.data.tables import COLUMNS
 from mmtrain.data.tar import TarWriter
@@ -83,6 +84,20 @@ def pack(
     refuse_existing(out)
     listing = listed(source, caption_template, columns)
     listing.keep(where)
+    with Claim(out) as claim:
+        refuse_existing(out)  # another may have finished it meanwhile
+        return _pack(listing, out, shard_size, max_bad_fraction, workers, progress, claim)
+
+
+def _pack(
+    listing: Listing,
+    out: Path,
+    shard_size: int,
+    max_bad_fraction: float,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+    claim: Claim,
+) -> Packed:
     total = len(listing.items)
     staging = out.absolute().with_name(f".{out.absolute().name}.partial")
     _open(staging, listing.items, shard_size)
@@ -98,7 +113,7 @@ def pack(
 
     unwritten = [part for part in parts if part.path not in notes]
     try:
-        for number, note in spread(_write, unwritten, workers=workers, tick=tick):
+        for number, note in spread(_write, unwritten, workers=workers, tick=tick, claim=claim):
             notes[unwritten[number].path] = note
             _refuse_bad(listing.where, notes.values(), total, max_bad_fraction)
         _refuse_bad(listing.where, notes.values(), total, max_bad_fraction)
@@ -151,7 +166,7 @@ class _Part:
 
 
 def _open(staging: Path, items: list[Item], shard_size: int) -> None:
-    """What is left of a cut-off run of the same plan, or an empty folder."""
+    """What is left whole of a cut-off run of the same plan, or an empty folder."""
     digest = hashlib.sha256(f"{VERSION} {shard_size}".encode())
     paths = {piece.path for item in items for piece in item.pieces}
     changed = {path: path.stat().st_mtime_ns for path in paths}
@@ -167,6 +182,13 @@ def _open(staging: Path, items: list[Item], shard_size: int) -> None:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         (staging / PLAN).write_text(plan)
+    for torn in [*_torn(staging)]:
+        torn.unlink()
+
+
+def _torn(staging: Path) -> Iterable[Path]:
+    """Files that a killed process was writing."""
+    return staging.glob("*.staging")  # the hidden ones, too
 
 
 def _write(part: _Part, tick: Tick) -> _Note:
@@ -226,7 +248,7 @@ def _finish(staging: Path, out: Path, shards: list[Path], workers: int) -> None:
             os.replace(before, after)
     Index.of(staging, workers=workers)
     (staging / PLAN).unlink(missing_ok=True)
-    for path in (*staging.glob("*.json"), *staging.glob("*.staging"), *staging.glob(".*.staging")):
+    for path in (*staging.glob("*.json"), *_torn(staging)):
         path.unlink()
     refuse_existing(out)
     os.replace(staging, out)

@@ -1,15 +1,18 @@
 """Work on many shards in several processes. What the work is, this file does not know.
 
-The jobs are dealt out beforehand, each process has a pipe of its own to the parent, and it speaks through that pipe at
-every sample: so if the parent is killed, the processes end at their next sample instead of working on unseen.
+The jobs are dealt out beforehand, and each process has a pipe of its own to the parent. If the parent is killed, the
+processes end at once instead of working on unseen.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from mmtrain.data.claim import Claim
 from mmtrain.errors import UserError
 
 Job = TypeVar("Job")
@@ -19,13 +22,19 @@ Tick = Callable[[int], None]
 
 
 def spread(
-    work: Callable[[Job, Tick], Result], jobs: Sequence[Job], *, workers: int, tick: Tick
+    work: Callable[[Job, Tick], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    tick: Tick,
+    claim: Claim | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Yields (number of the job, ``work(job, tick)``) as they are done; in this process if one worker is enough.
 
     Args:
         work: a function of a module's top level; it and its jobs are pickled.
         tick: called in this process.
+        claim: on the output that the workers write to; they hold it as long as they live.
 
     Raises:
         Whatever ``work`` raises; UserError if a worker is killed. The other workers are stopped then.
@@ -40,7 +49,7 @@ def spread(
         for first in range(min(workers, len(jobs))):
             ours, theirs = context.Pipe(duplex=False)
             mine = [(n, jobs[n]) for n in range(first, len(jobs), workers)]
-            running[ours] = context.Process(target=_serve, args=(theirs, work, mine), daemon=True)
+            running[ours] = context.Process(target=_serve, args=(theirs, work, mine, claim), daemon=True)
             running[ours].start()
             theirs.close()
         yield from _gather(running, tick)
@@ -51,8 +60,9 @@ def spread(
             pipe.close()
 
 
-def _serve(pipe: Connection, work: Callable[[Any, Tick], Any], jobs: list[tuple[int, Any]]) -> None:
+def _serve(pipe: Connection, work: Callable[[Any, Tick], Any], jobs: list[tuple[int, Any]], claim: int | None) -> None:
     """The loop of a worker: ("tick", count), ("done", (number, result)), at last ("raised", error) or ("end", None)."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for number, job in jobs:
             pipe.send(("done", (number, work(job, lambda count: pipe.send(("tick", count))))))
@@ -61,6 +71,13 @@ def _serve(pipe: Connection, work: Callable[[Any, Tick], Any], jobs: list[tuple[
         return  # the parent is gone, or goes and says so itself
     except Exception as why:
         pipe.send(("raised", why))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # readable when it is gone, however it went
+    os._exit(1)
 
 
 def _gather(running: dict[Connection, BaseProcess], tick: Tick) -> Iterator[tuple[int, Any]]:

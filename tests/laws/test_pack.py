@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmtrain.data import claim
 from mmtrain.data.check import check, readable
 from mmtrain.data.decode import encode_mp4
 from mmtrain.data.index import Index
@@ -339,30 +340,45 @@ def test_another_plan_starts_anew(many: Path, tmp_path: Path) -> None:
     assert Source(shards=str(tmp_path / "out")).sample(0).captions == ("another caption",)
 
 
-def test_a_killed_run_leaves_nothing_half_written(many: Path, tmp_path: Path) -> None:
-    """SIGKILL to the parent alone, with its workers at work: they end by themselves."""
+PACK = "from mmtrain.data.pack import pack; pack({!r}, {!r}, shard_size=5, max_bad_fraction=0.2, workers=2)"
+
+
+def start_packing(many: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A process that packs 300 files with two workers, and has written a shard."""
     for i in range(20, 300):
         (many / f"{i:03d}.jpg").write_bytes(picture(i))
         (many / f"{i:03d}.txt").write_text("x")
-    how = "shard_size=5, max_bad_fraction=0.2, workers=2"
-    code = f"from mmtrain.data.pack import pack; pack({str(many)!r}, {str(tmp_path / 'out')!r}, {how})"
-    killed = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-    partial = tmp_path / ".out.partial"
-    deadline = time.monotonic() + 120
-    while not list(partial.glob("0*.json")) and time.monotonic() < deadline:
+    command = [sys.executable, "-c", PACK.format(str(many), str(out))]
+    started = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    while not list(out.with_name(".out.partial").glob("0*.json")):
+        assert started.poll() is None
         time.sleep(0.005)
-    os.kill(killed.pid, signal.SIGKILL)
+    return started
+
+
+def test_a_killed_run_leaves_nothing_half_written(many: Path, tmp_path: Path) -> None:
+    """SIGKILL to the parent alone, with its workers at work: the next run waits until they have ended."""
+    killed = start_packing(many, tmp_path / "out")
+    killed.kill()
     killed.wait()
     assert not (tmp_path / "out").exists()
-    kept = {p.name for p in partial.glob("0*.json")}
-    assert 0 < len(kept) < 60
-    deadline = time.monotonic() + 60
-    while list(partial.glob(".*.staging")) and time.monotonic() < deadline:
-        time.sleep(0.02)  # a worker gives its shard up at its next sample
-    assert list(partial.glob(".*.staging")) == []
     pack(many, tmp_path / "out", shard_size=5, max_bad_fraction=0.2)
     pack(many, tmp_path / "whole", shard_size=5, max_bad_fraction=0.2)
     assert shards_of(tmp_path / "out") == shards_of(tmp_path / "whole")
+    assert left(tmp_path) == ["many", "out", "whole"]
+
+
+def test_two_runs_do_not_write_to_one_output(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "PATIENCE_SECONDS", 0.0)
+    first = start_packing(many, tmp_path / "out")
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(UserError, match=f"process {first.pid} is at work on it"):
+            pack(many, tmp_path / "out", shard_size=5, max_bad_fraction=0.2)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert first.wait() == 0
+    assert left(tmp_path) == ["many", "out"]
 
 
 def test_shards_are_cut_to_equal_bytes() -> None:

@@ -1,0 +1,43 @@
+"""``mmtrain evaluate``: base against adapted on held-out prompts."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmtrain.cli.arguments import add_verb, count, positive
+
+
+def add(verbs: Any) -> None:
+    evaluate = add_verb(verbs, "evaluate", _evaluate, "compare base and adapted on held-out prompts, with intervals")
+    evaluate.add_argument("artifact", metavar="ARTIFACT", type=Path, help="an exported folder")
+    text = "heldout: scenes of the world (default); or a .txt of prompts, one a line, or a .jsonl"
+    evaluate.add_argument("--prompts-from", metavar="FILE", default="heldout", help=text)
+    evaluate.add_argument("--count", type=positive, default=48, help="held-out prompts of one object (default 48)")
+    evaluate.add_argument("--two-objects", type=count, default=16, help="and of two objects (default 16)")
+    text = "first frame by Stable Diffusion, none, the true one; several with commas (default sd)"
+    evaluate.add_argument("--ways", metavar="sd,none,image", default="sd", help=text)
+    evaluate.add_argument("--metrics", default="fulfilment", help="names in conf/metric, with commas")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--guidance-scale", type=float)
+    evaluate.add_argument("--steps", type=positive, help="inference steps")
+    evaluate.add_argument("--negative-prompt", default="", help="what to steer away from")
+    evaluate.add_argument("--num-frames", type=positive, help="of a clip (default: the model's)")
+    evaluate.add_argument("--height", type=positive, help="pixels (default: the model's)")
+    evaluate.add_argument("--width", type=positive, help="pixels (default: the model's)")
+    evaluate.add_argument("--first-frame", metavar="SD", help="draws first frames (default: the shipped one)")
+    evaluate.add_argument("--batch", type=positive, default=8, help="clips made at once (default 8)")
+    evaluate.add_argument("--out", metavar="DIR", type=Path, help="default: evaluations/ and the artifact's name")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from mmtrain.config import shipped
+    from mmtrain.evaluate.arms import Settings
+    from mmtrain.evaluate.run import evaluate
+
+    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width")
+    chosen: dict[str, Any] = {"num_inference_steps": args.steps} if args.steps is not None else {}
+    chosen |= {name: vars(args)[name] for name in names}
+    settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
+    asked = {name: vars(args)[name] for name in ("prompts_from", "count", "two_objects", "seed", "batch", "out")}
+    asked |= {name: [word for word in vars(args)[name].split(",") if word] for name in ("ways", "metrics")}
+    print(evaluate(args.artifact, settings=settings, **asked))

@@ -1,0 +1,103 @@
+"""``mmtrain shards world|pack|index|check|encode``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmtrain.cli.arguments import add_verb, pair, positive, share
+from mmtrain.cli.terminal import bar
+
+
+def add(verbs: Any) -> None:
+    text = "make, index, check and encode shards"
+    group = verbs.add_parser("shards", help=text, description=text)
+    kinds = group.add_subparsers(metavar="WHAT", required=True)
+    world = add_verb(kinds, "world", _world, "write clips of a world whose truth is known")
+    world.add_argument("folder", metavar="FOLDER", type=Path)
+    world.add_argument("--split", choices=["train", "heldout", "clutter"], default="train")
+    world.add_argument("--count", type=positive, default=2000, help="clips (default 2000)")
+    world.add_argument("--seed", type=int, default=0)
+    world.add_argument("--captions-each", type=positive, default=3, help="wordings of each clip's caption (default 3)")
+    world.add_argument("--two-objects", type=share, default=0.3, help="share of clips with two objects (default 0.3)")
+    world.add_argument("--shard-size", type=positive, default=500, help="clips in a shard (default 500)")
+    pack = add_verb(kinds, "pack", _pack, "pack captioned images and clips, or shards again, into shards")
+    text = "files, each with a .txt or in a metadata table; a .csv, .jsonl or .parquet; or shards"
+    pack.add_argument("source", metavar="SOURCE", help=text)
+    pack.add_argument("out", metavar="OUT", type=Path)
+    pack.add_argument("--caption-template", metavar="TEXT", help="for files without caption; {name} is the file's")
+    pack.add_argument("--columns", metavar="FILE,TEXT", type=pair, default=("file_name", "text"), help="of the table")
+    text = "keep samples with this alone, such as width>=256 or words>=3; repeat for more"
+    pack.add_argument("--where", metavar="NAME>=NUMBER", action="append", default=[], help=text)
+    pack.add_argument("--shard-size", type=positive, default=1000, help="samples to a shard, about (default 1000)")
+    pack.add_argument("--max-bad-fraction", type=share, default=0.0, help="share that may fail to decode (default 0)")
+    pack.add_argument("--workers", type=positive, default=1, help="processes that write shards (default 1)")
+    index = add_verb(kinds, "index", _index, "read shards whole once, and keep what lies where beside them")
+    index.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
+    index.add_argument("--verify", action="store_true", help="read unchanged shards again too")
+    index.add_argument("--workers", type=positive, default=1, help="processes that read shards (default 1)")
+    check = add_verb(kinds, "check", _check, "read every sample and report what is wrong")
+    check.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
+    check.add_argument("--heldout", metavar="SHARDS", help="shards that none of these samples should be in")
+    check.add_argument("--json", metavar="FILE", type=Path, help="write the report there too")
+    text = "share of samples that training would refuse (default 0)"
+    check.add_argument("--max-bad-fraction", type=share, default=0.0, help=text)
+    text = "share of samples that only repeat others (default 1)"
+    check.add_argument("--max-duplicate-fraction", type=share, default=1.0, help=text)
+    text = "share of the held-out samples that are in here (default 0)"
+    check.add_argument("--max-leak-fraction", type=share, default=0.0, help=text)
+    check.add_argument("--workers", type=positive, default=1, help="processes that read and decode (default 1)")
+    encode = add_verb(kinds, "encode", _encode, "write a recipe's encoder outputs as shards", overrides=True)
+    encode.add_argument("recipe", metavar="RECIPE")
+    encode.add_argument("--to", metavar="DIR", type=Path, required=True)
+    encode.add_argument("--batch-size", type=positive, default=16)
+
+
+def _world(args: argparse.Namespace) -> None:
+    from mmtrain.data.shards import write_world
+
+    names = ("split", "count", "seed", "captions_each", "two_objects", "shard_size")
+    with bar("clips") as progress:
+        folder = write_world(args.folder, **{name: vars(args)[name] for name in names}, progress=progress)
+    print(f"{folder}: {args.count} clips")
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from mmtrain.data.pack import pack
+
+    names = ("caption_template", "columns", "where", "shard_size", "max_bad_fraction", "workers")
+    with bar("files") as progress:
+        packed = pack(args.source, args.out, **{name: vars(args)[name] for name in names}, progress=progress)
+    print(packed.text())
+
+
+def _index(args: argparse.Namespace) -> None:
+    from mmtrain.data.index import Index
+
+    with bar("bytes") as progress:
+        index = Index.of(args.shards, verify=args.verify, workers=args.workers, progress=progress)
+    print(f"{args.shards}: {len(index)} samples in {len(index.shards)} shards, fingerprint {index.fingerprint}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    import json
+
+    from mmtrain.data.check import check, readable
+
+    names = ("heldout", "max_bad_fraction", "max_duplicate_fraction", "max_leak_fraction", "workers")
+    with bar("checked") as progress:
+        report = check(args.shards, **{name: vars(args)[name] for name in names}, progress=progress)
+    print(readable(report))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0 if report["ok"] else 1
+
+
+def _encode(args: argparse.Namespace) -> None:
+    from mmtrain.config import build, checked, compose
+    from mmtrain.data.cache import encode_shards
+
+    cfg = checked(compose(args.recipe, args.overrides))
+    source, backbone = build(cfg.dataset), build(cfg.backbone)
+    how = {"encode": backbone.encode, "encoder_id": backbone.encoder_id, "batch_size": args.batch_size}
+    with bar("samples") as progress:
+        print(encode_shards(source, args.to, **how, progress=progress))
