@@ -1,6 +1,9 @@
-"""CLIP: a text and an image tower in one space (Radford et al. 2021), whole, as a Backbone of its own."""
+"""CLIP: a text and an image tower in one space (Radford et al. 2021), whole, as a Backbone of its own.
 
-from collections.abc import Sequence
+Of a clip it sees every frame, and their embeddings are averaged (CLIP4Clip's parameter-free similarity, Luo et al.
+2021); `adapter/temporal.py` goes between. A vision tower of 3·k channels sees k frames at once, stacked as channels.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -9,74 +12,97 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from mmtrain.backbone.text import tokenize, word_tokenizer
+from mmtrain.adapter.lora import merged
+from mmtrain.backbone.aligned import Aligned, LongCaptions
+from mmtrain.backbone.text import word_tokenizer
 from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
+from mmtrain.errors import UserError
 
 
-class CLIP(nn.Module):
+class CLIP(Aligned):
     """CLIP by hub id or local folder, frozen on arrival.
 
     Args:
         path: hub id or folder that `CLIPModel.from_pretrained` opens.
         revision: git revision of a hub id.
+        long_captions: ``refuse`` or ``truncate`` a caption beyond the tower's limit.
     """
 
-    def __init__(self, *, path: str, revision: str | None = None) -> None:
-        super().__init__()
-        self._hold(
-            load(CLIPModel, path, revision=revision),
-            CLIPTokenizer.from_pretrained(path, revision=revision),
-            CLIPImageProcessorPil.from_pretrained(path, revision=revision),
-            path,
-        )
+    def __init__(self, *, path: str, revision: str | None = None, long_captions: LongCaptions = "refuse") -> None:
+        model = load(CLIPModel, path, revision=revision)
+        tokenizer = CLIPTokenizer.from_pretrained(path, revision=revision)
+        processor = CLIPImageProcessorPil.from_pretrained(path, revision=revision)
+        self._hold(model, tokenizer, processor, path, long_captions)
 
-    def _hold(self, model: nn.Module, tokenizer: Any, processor: Any, path: str) -> None:
+    def _hold(self, model: nn.Module, tokenizer: Any, processor: Any, path: str, long_captions: LongCaptions) -> None:
+        super().__init__(tokenizer=tokenizer, long_captions=long_captions)
         self.model: Any = model
-        self.tokenizer, self.processor, self.path = tokenizer, processor, path
+        self.processor, self.path = processor, path
 
     @property
     def network(self) -> nn.Module:
         return self.model
 
     @property
+    def text_tower(self) -> list[nn.Module]:
+        return [self.model.text_model, self.model.text_projection]
+
+    @property
+    def visual_tower(self) -> list[nn.Module]:
+        return [self.model.vision_model, self.model.visual_projection]
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.model.projection_dim, self.model.projection_dim
+
+    @property
     def base(self) -> dict[str, str]:
         return {"path": self.path, "digest": digest(self.model)}
 
     @property
-    def encoder_id(self) -> str:
-        return digest(self.model)
-
-    @property
     def log_scale(self) -> Tensor:
-        """Logarithm of the temperature's inverse, t in s = eᵗ."""
         return self.model.logit_scale
 
-    def embed_text(self, captions: Sequence[str]) -> Tensor:
-        """Embeddings ``[b d]`` of captions, not normalised."""
-        ids, _ = tokenize(self.tokenizer, captions, self.model.device)
+    @property
+    def bias(self) -> Tensor | None:
+        return None
+
+    def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.model.text_projection(self.model.text_model(input_ids=ids).pooler_output)
 
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Embeddings ``[b d]`` of images ``[b c h w]`` in [-1, 1], not normalised."""
-        pixels = prepare(images, self.model.config.vision_config.image_size, self.processor)
-        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+    def visual_features(self, frames: Tensor) -> Tensor:
+        """One feature of each frame ``[b t d]``; of a tower that sees k frames stacked, one of the clip ``[b 1 d]``."""
+        pixels = self.pixels(frames)
+        features = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+        return features.unflatten(0, (len(frames), -1))
 
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> dict[str, Tensor]:
-        """Mean embedding of a clip's frames: ``image_embeds [b d]``."""
-        b, t = frames.shape[:2]
-        return {"image_embeds": self.embed_images(frames.flatten(0, 1)).unflatten(0, (b, t)).mean(1)}
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Frames ``[b t c h w]`` in [-1, 1] as the tower takes them, ``[b·n c h w]``.
+
+        Raises:
+            UserError: fewer frames than the tower stacks.
+        """
+        vision = self.model.config.vision_config
+        stacked, t = vision.num_channels // 3, frames.shape[1]
+        prepared = prepare(frames.flatten(0, 1), vision.image_size, self.processor)
+        if stacked == 1:
+            return prepared
+        if t < stacked:
+            fix = "give it clips: set dataset.num_frames"
+            raise UserError(f"backbone {self.path}", f"{t} frame(s)", f"at least {stacked}, which it sees at once", fix)
+        chosen = torch.linspace(0, t - 1, stacked).round().long()
+        return prepared.unflatten(0, (len(frames), t))[:, chosen].flatten(1, 2)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """A folder that `CLIPModel`, `CLIPTextModel` and `CLIPVisionModel` open."""
-        copy_as(self.model, dtype).save_pretrained(folder)
+        copy_as(merged(self.model), dtype).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         write_manifest(folder)
 
 
 def prepare(images: Tensor, side: int, processor: Any) -> Tensor:
-    """Images ``[b c h w]`` in [-1, 1] → the tower's pixels: bicubic to its size, its mean and deviation."""
+    """Images ``[b c h w]`` in [-1, 1] → a tower's pixels: bicubic to its size, its mean and deviation."""
     unit = images / 2 + 0.5
     if unit.shape[-2:] != (side, side):
         unit = F.interpolate(unit, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
@@ -108,8 +134,11 @@ def fresh(*, words: list[str], max_tokens: int, text: dict[str, Any], vision: di
         projection_dim=width,
     )
     clip = CLIP.__new__(CLIP)
-    nn.Module.__init__(clip)
-    side = {"shortest_edge": config.vision_config.image_size}
-    crop = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-    clip._hold(freeze(CLIPModel(config)), tokenizer, CLIPImageProcessorPil(size=side, crop_size=crop), "fresh")
+    clip._hold(freeze(CLIPModel(config)), tokenizer, image_processor(config.vision_config), "fresh", "refuse")
     return clip
+
+
+def image_processor(vision: Any) -> CLIPImageProcessorPil:
+    """CLIP's own mean and deviation, for a vision tower's size."""
+    crop = {"height": vision.image_size, "width": vision.image_size}
+    return CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=crop)

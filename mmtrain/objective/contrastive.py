@@ -27,12 +27,11 @@ def symmetric(first: Tensor, second: Tensor, log_scale: Tensor | float) -> Tenso
 
 
 class Contrastive:
-    """CLIP's loss between captions and one frame of each clip."""
+    """CLIP's loss between captions and pictures or clips."""
 
     def __call__(self, backbone: Any, batch: Batch, rng: Rng) -> Loss:
-        """Loss per pair; ``batch.frames`` is ``[b 1 c h w]``."""
-        assert batch.frames is not None
-        images = backbone.embed_images(batch.frames[:, 0])
+        """Loss per pair, from pixels or from cached features."""
+        images = backbone.embed_visual(batch)
         text = backbone.embed_text(batch.captions)
         per_sample = symmetric(images, text, backbone.log_scale)
         with torch.no_grad():
