@@ -25,6 +25,7 @@ class TrainModule(pl.LightningModule):
         seed: of every draw.
         steps: of the whole run, in optimizer steps; ``done`` of them are behind a resumed one.
         ema: decay of the moving average of what trains, or None.
+        clip: norm to which gradients are clipped.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class TrainModule(pl.LightningModule):
         steps: int,
         done: int = 0,
         ema: float | None = None,
+        clip: float = 1.0,
     ) -> None:
         super().__init__()
         self.backbone, self.adapters, self.objective, self.optim = backbone, nn.ModuleDict(adapters), objective, optim
-        self.seed, self.steps, self.done, self.decay = seed, steps, done, ema
+        self.seed, self.steps, self.done, self.decay, self.clip = seed, steps, done, ema, clip
         self.weights = named_weights(adapters)
         if not self.weights:
             raise UserError("adapters", "none of them has a weight that trains", "at least one", "add an adapter")
@@ -72,6 +74,13 @@ class TrainModule(pl.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Clip ourselves: Lightning refuses a fused optimizer under mixed precision. With fp16 the gradients are still
+        scaled here, because a fused step takes the scale away itself."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        limit = self.clip * (scaler.get_scale() if scaler is not None else 1.0)
+        nn.utils.clip_grad_norm_(list(self.weights.values()), limit)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
