@@ -6,6 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmtrain.batch import Batch, Loss
 from mmtrain.rng import Rng
@@ -48,5 +49,6 @@ def test_a_gradient_is_clipped_in_every_precision(precision: Any, clip: float) -
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, [batch])
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    assert line.layer.weight.grad is not None
     assert float(line.layer.weight.grad.norm()) == pytest.approx(clip, rel=1e-5)
