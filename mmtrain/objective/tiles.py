@@ -93,7 +93,7 @@ class _InfoNCE(torch.autograd.Function):
         columns = parts.logsumexp(0)
         mine = slice(ranks.index() * len(first), (ranks.index() + 1) * len(first))
         ctx.save_for_backward(first, every, log_scale, rows, columns)
-        ctx.names, ctx.size = (names, every_names), size
+        ctx.names, ctx.every_names, ctx.size = names, every_names, size
         hit = (own > hardest).to(first.dtype)
         ctx.mark_non_differentiable(hit, negatives)
         return (rows + columns[mine]) / 2 - own, hit, negatives
@@ -104,7 +104,7 @@ class _InfoNCE(torch.autograd.Function):
         first, every, log_scale, rows, columns = ctx.saved_tensors
         scale, every_grad = log_scale.exp(), ranks.gather(grad)
         d_first, d_every = torch.empty_like(first), torch.zeros_like(every)
-        for tile in _tiles(first, every, *ctx.names, ctx.size):
+        for tile in _tiles(first, every, ctx.names, ctx.every_names, ctx.size):
             logits = (scale * tile.cosines).masked_fill_(tile.others, -torch.inf)
             pull = (logits - rows[tile.rows, None]).exp_().mul_(grad[tile.rows, None] / 2)
             pull += (logits - columns).exp_().mul_(every_grad / 2)
@@ -129,7 +129,7 @@ class _Sigmoid(torch.autograd.Function):
             hit[tile.rows] = (own > tile.cosines.masked_fill(positive, -torch.inf).amax(1)).to(first.dtype)
             negatives[tile.rows] = (~positive).sum(1).to(first.dtype)
         ctx.save_for_backward(first, every, log_scale, bias)
-        ctx.names, ctx.size = (names, every_names), size
+        ctx.names, ctx.every_names, ctx.size = names, every_names, size
         ctx.mark_non_differentiable(hit, negatives)
         return losses, hit, negatives
 
@@ -139,7 +139,7 @@ class _Sigmoid(torch.autograd.Function):
         first, every, log_scale, bias = ctx.saved_tensors
         scale = log_scale.exp()
         d_first, d_every, d_bias = torch.empty_like(first), torch.zeros_like(every), torch.zeros_like(bias)
-        for tile in _tiles(first, every, *ctx.names, ctx.size):
+        for tile in _tiles(first, every, ctx.names, ctx.every_names, ctx.size):
             tile.others[tile.own] = True
             # d softplus(−x)/dx = σ(x) − 1 for a positive pair, d softplus(x)/dx = σ(x) for the others
             pull = (scale * tile.cosines + bias).sigmoid_().sub_(tile.others.to(first.dtype))

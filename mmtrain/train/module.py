@@ -72,7 +72,7 @@ class TrainModule(pl.LightningModule):
             return self.objective(self.backbone, batch, rng, self.accumulate)
         return self.objective(self.backbone, batch, rng)
 
-    def mean_loss(self, batch: Batch, backward: Callable[[Tensor], None]) -> Tensor:
+    def mean_loss(self, batch: Batch, backward: Callable[[Tensor], object]) -> Tensor:
         """The loss of which the gradient is still to be taken; it sets ``outcome``.
 
         An objective that compares samples sees the whole batch and takes it in pieces itself. Of any other objective
