@@ -40,6 +40,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def part(self, places: slice) -> "Batch":
+        """Some of the samples, as views."""
+        frames = None if self.frames is None else self.frames[places]
+        encoded = {name: tensor[places] for name, tensor in self.encoded.items()}
+        return Batch(self.keys[places], self.positions[places], self.captions[places], frames, encoded)
+
     def to(self, device: torch.device | str) -> "Batch":
         frames = None if self.frames is None else self.frames.to(device, non_blocking=True)
         encoded = {name: tensor.to(device, non_blocking=True) for name, tensor in self.encoded.items()}

@@ -5,10 +5,12 @@ worker, and after any number of restarts.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _GOLDEN = 11400714819323198485  # 2⁶⁴ / golden ratio, odd
 
@@ -30,6 +32,14 @@ class Rng:
 
     def __init__(self, seed: int, step: int, positions: Sequence[int]) -> None:
         self.seed, self.step, self.positions = seed, step, [int(p) for p in positions]
+
+    def part(self, places: slice) -> "Rng":
+        """The draws of some of the samples: the same numbers that they have in the whole."""
+        return Rng(self.seed, self.step, self.positions[places])
+
+    def dropout(self) -> "KeyedDropout":
+        """Inside, every dropout of torch draws from these streams instead of the global generator."""
+        return KeyedDropout(self)
 
     def _generators(self, stream: str) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(key(self.seed, stream, self.step, p)) for p in self.positions]
@@ -55,3 +65,59 @@ class Rng:
     def chance(self, stream: str, probability: float) -> Tensor:
         """Boolean ``[b]``, each true with the given probability."""
         return self.uniform(stream) < probability
+
+
+class KeyedDropout(TorchDispatchMode):
+    """Makes dropout a draw of ours: the mask of a sample does not depend on which samples stand beside it.
+
+    Dropout comes down to one of two operators, whatever layer or attention it is in; each call has a stream of its own,
+    numbered in the order of calls. The first axis of what is dropped out is the batch, or the batch times something
+    (frames, heads), a sample's rows together.
+    """
+
+    def __init__(self, rng: Rng) -> None:
+        super().__init__()
+        self.rng, self.calls = rng, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        found = _DRAWS.get(func)
+        return func(*args, **(kwargs or {})) if found is None else found(self, *args, **(kwargs or {}))
+
+    def keep(self, like: Tensor, chance: float) -> Tensor:
+        """Boolean of the tensor's shape: true with the given chance.
+
+        Raises:
+            ValueError: the tensor's first axis is not that of the samples.
+        """
+        samples = len(self.rng.positions)
+        if not like.ndim or len(like) % samples:
+            raise ValueError(f"dropout of {tuple(like.shape)}, whose first axis does not hold {samples} samples")
+        stream, self.calls = f"dropout {self.calls}", self.calls + 1
+        shape = (len(like) // samples, *like.shape[1:])
+        return (self.rng.uniform(stream, shape) < chance).flatten(0, 1).to(like.device)
+
+    def _bernoulli(self, tensor: Tensor, p: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
+        return tensor.copy_(self.keep(tensor, p))
+
+    def _native(self, tensor: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+        if train is False:
+            return tensor, torch.ones_like(tensor, dtype=torch.bool)
+        mask = self.keep(tensor, 1 - p)
+        return tensor * mask / (1 - p), mask
+
+
+_DRAWS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.bernoulli_.float: KeyedDropout._bernoulli,
+    torch.ops.aten.native_dropout.default: KeyedDropout._native,
+}
+
+
+def drops_out(network: torch.nn.Module) -> bool:
+    """Whether a dropout is at work in a network: of a layer, or of an attention that holds its chance as a number."""
+    for module in network.modules():
+        chances = [v for name, v in vars(module).items() if "dropout" in name and isinstance(v, float)]
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            chances.append(module.p)
+        if module.training and any(chances):
+            return True
+    return False

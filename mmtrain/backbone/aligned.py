@@ -35,6 +35,7 @@ class Aligned(nn.Module, ABC):
     Attributes:
         over_time: adapters between features ``[b n d]`` and their mean over n.
         visual_top, text_top: adapters behind that mean and behind the text's features, ``[b d]`` each.
+        bias: SigLIP's b, one number; None where the model has none.
         truncated: captions that were cut.
     """
 
@@ -44,6 +45,8 @@ class Aligned(nn.Module, ABC):
     def __init__(self, *, tokenizer: Any, long_captions: LongCaptions) -> None:
         super().__init__()
         self.tokenizer, self.long_captions = tokenizer, long_captions
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", None)
         self.over_time, self.visual_top, self.text_top = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.truncated: set[str] = set()
         self._table: dict[str, Tensor] = {}
@@ -74,11 +77,6 @@ class Aligned(nn.Module, ABC):
     @abstractmethod
     def log_scale(self) -> Tensor:
         """Logarithm of the temperature's inverse, t in s = eᵗ; a scalar."""
-
-    @property
-    @abstractmethod
-    def bias(self) -> Tensor | None:
-        """SigLIP's b, a scalar; None where the model has none."""
 
     @property
     @abstractmethod

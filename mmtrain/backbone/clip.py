@@ -63,10 +63,6 @@ class CLIP(Aligned):
     def log_scale(self) -> Tensor:
         return self.model.logit_scale
 
-    @property
-    def bias(self) -> Tensor | None:
-        return None
-
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.model.text_projection(self.model.text_model(input_ids=ids).pooler_output)
 

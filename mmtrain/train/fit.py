@@ -30,7 +30,9 @@ class Fit:
 
     Args:
         steps: optimizer steps of the whole run.
-        batch_size: samples of one batch, over all devices.
+        batch_size: samples of one batch, over all devices; each is one optimizer step.
+        accumulate: in how many pieces a batch goes through the network, to save memory. The gradients are those of one
+            piece: contrastive objectives still compare the whole batch (each piece runs twice then).
         accelerator, devices, strategy, precision: as Lightning's Trainer takes them.
         clip: norm to which gradients are clipped.
         threads: CPU threads, or ``auto`` to measure which count pays on this machine now.
@@ -45,6 +47,7 @@ class Fit:
         *,
         steps: int,
         batch_size: int,
+        accumulate: int = 1,
         accelerator: Literal["auto", "cpu", "gpu"] = "auto",
         devices: int = 1,
         strategy: str = "auto",
@@ -57,12 +60,13 @@ class Fit:
         checkpoint_every: int = 200,
         keep: int = 2,
     ) -> None:
-        for name, value in (("steps", steps), ("batch_size", batch_size), ("log_every", log_every), ("keep", keep)):
+        counts = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate, "log_every": log_every}
+        for name, value in {**counts, "keep": keep}.items():
             if value < 1:
                 raise UserError(f"trainer.{name}", str(value), "at least 1", "give a positive number")
         self.steps, self.batch_size, self.threads, self.num_workers = steps, batch_size, threads, num_workers
         self.accelerator, self.devices, self.strategy, self.precision = accelerator, devices, strategy, precision
-        self.clip, self.ema = clip, ema
+        self.clip, self.ema, self.accumulate = clip, ema, accumulate
         self.log_every, self.checkpoint_every, self.keep = log_every, checkpoint_every, keep
 
 
@@ -96,6 +100,7 @@ def fit(cfg: DictConfig, *, resume: Path | None = None) -> Path:
         steps=schedule.steps,
         ema=schedule.ema,
         clip=schedule.clip,
+        accumulate=schedule.accumulate,
     )
     if resume is not None:
         newest = artifact.newest(run.path / "checkpoints")
@@ -209,7 +214,7 @@ def _choose_threads(schedule: Fit, module: TrainModule, loader: Any) -> int:
     batch = next(iter(loader))
 
     def work() -> None:
-        module.loss(batch).per_sample.mean().backward()
+        module.mean_loss(batch, torch.Tensor.backward).backward()
         for weight in module.weights.values():
             weight.grad = None
 

@@ -1,6 +1,6 @@
 """The one LightningModule: a frozen backbone, adapters that train, an objective. No arithmetic of any family."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmtrain.batch import Batch, Loss
 from mmtrain.errors import UserError
+from mmtrain.objective.whole import WholeBatch, pieces_of
 from mmtrain.rng import Rng
 from mmtrain.train.optim import AdamW
 
@@ -26,6 +27,7 @@ class TrainModule(pl.LightningModule):
         steps: of the whole run, in optimizer steps; ``done`` of them are behind a resumed one.
         ema: decay of the moving average of what trains, or None.
         clip: norm to which gradients are clipped.
+        accumulate: in how many pieces a batch goes through the network; the gradients are those of the whole.
     """
 
     def __init__(
@@ -40,10 +42,12 @@ class TrainModule(pl.LightningModule):
         done: int = 0,
         ema: float | None = None,
         clip: float = 1.0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.backbone, self.adapters, self.objective, self.optim = backbone, nn.ModuleDict(adapters), objective, optim
         self.seed, self.steps, self.done, self.decay, self.clip = seed, steps, done, ema, clip
+        self.accumulate = accumulate
         self.weights = named_weights(adapters)
         if not self.weights:
             raise UserError("adapters", "none of them has a weight that trains", "at least one", "add an adapter")
@@ -63,14 +67,36 @@ class TrainModule(pl.LightningModule):
 
     def loss(self, batch: Batch) -> Loss:
         """The objective on a batch, with the draws of the step that is due."""
-        return self.objective(self.backbone, batch, Rng(self.seed, self.step, batch.positions))
+        rng = Rng(self.seed, self.step, batch.positions)
+        if isinstance(self.objective, WholeBatch):
+            return self.objective(self.backbone, batch, rng, self.accumulate)
+        return self.objective(self.backbone, batch, rng)
+
+    def mean_loss(self, batch: Batch, backward: Callable[[Tensor], object]) -> Tensor:
+        """The loss of which the gradient is still to be taken; it sets ``outcome``.
+
+        An objective that compares samples sees the whole batch and takes it in pieces itself. Of any other objective
+        ``backward`` adds the gradients of all pieces but the last here: only a piece's activations are kept.
+        """
+        pieces = 1 if isinstance(self.objective, WholeBatch) else self.accumulate
+        *before, last = [batch.part(places) for places in pieces_of(len(batch), pieces)]
+        found = []
+        for part in before:
+            found.append(self.loss(part))
+            backward(found[-1].per_sample.sum() / len(batch))
+        found.append(self.loss(last))
+        self.outcome = found[0] if not before else _joined(found)
+        return found[-1].per_sample.sum() / len(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * self.optim.rate(self.step, self.steps)
-        self.outcome = self.loss(batch)
-        return self.outcome.per_sample.mean()
+        self.optimizer.zero_grad()
+        return self.mean_loss(batch, lambda loss: self.trainer.strategy.backward(loss, None))
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: by the time that Lightning calls this, gradients of pieces are there already."""
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -112,3 +138,11 @@ class TrainModule(pl.LightningModule):
 def named_weights(adapters: dict[str, Any]) -> dict[str, nn.Parameter]:
     """What trains, by ``<adapter>/<weight>``."""
     return {f"{name}/{key}": w for name, adapter in adapters.items() for key, w in adapter.named_weights().items()}
+
+
+def _joined(parts: list[Loss]) -> Loss:
+    """The losses of pieces as that of a batch, without gradients."""
+    count = sum(len(part.per_sample) for part in parts)
+    shares = [len(part.per_sample) / count for part in parts]
+    logs = {n: torch.stack([w * p.logs[n] for w, p in zip(shares, parts, strict=True)]).sum(0) for n in parts[0].logs}
+    return Loss(torch.cat([part.per_sample.detach() for part in parts]), logs)
