@@ -64,12 +64,12 @@ def stream(folder: Path) -> Any:
 
 
 def loaded(source: Source, seed: int) -> Iterator[Any]:
-    order = source.order(seed)
+    order = source.order(seed, 1)
     return (read_members(source.index, order[p]) for p in range(len(source)))
 
 
 def rows(source: Source, seed: int) -> Iterator[Any]:
-    order = source.order(seed)
+    order = source.order(seed, 1)
     return (source.row(order[p], seed, p, {}) for p in range(len(source)))
 
 

@@ -149,7 +149,7 @@ class _Found:
         self.seconds += time.perf_counter() - started
         self.probes.append(found)
         count = 3 if found.num_frames >= 3 else 1
-        look = Look(num_frames=count, stride=max((found.num_frames - 1) // 2, 1), size=SIDE)
+        look = Look(num_frames=count, stride=max((found.num_frames - 1) // 2, 1), size=(SIDE, SIDE))
         self.looks.append((key, signature(decode(key, members, look, 0.0).frames)))
 
     def mixed(self, path: str) -> list[str]:

@@ -8,6 +8,8 @@ them. Nothing here knows what is written.
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import reduction
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,8 @@ PATIENCE_SECONDS = 30.0  # for workers of a killed process, which end by themsel
 
 
 class Claim:
-    """Use it in a ``with`` block; hand it to the processes that write there (it is pickled as the open file).
+    """Use it in a ``with`` block, which waits for another's to end, or with `attempt`. Hand it to the processes that
+    write there; it is pickled as the open file.
 
     Raises:
         UserError: if another process is still at work on this output after `PATIENCE_SECONDS`.
@@ -33,28 +36,44 @@ class Claim:
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self._taken():
+        while not self.take():
             if time.monotonic() > deadline:
                 came = f"process {self._owner()} is at work on it"
                 raise UserError(str(self.out), came, "one writer at a time", "wait for it, or write elsewhere")
             time.sleep(0.02)
-        os.truncate(self.descriptor, 0)
-        os.write(self.descriptor, str(os.getpid()).encode())
         return self
 
-    def _taken(self) -> bool:
-        """Whether the lock is ours, and still the file that others will find."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+    @contextmanager
+    def attempt(self) -> Iterator[bool]:
+        """A block that is told whether the output is its own; it is not if another has it, or its folder is gone."""
+        taken = self.take()
+        try:
+            yield taken
+        finally:
+            if taken:
+                self.release()
+
+    def take(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), self.path.stat()):
+            if os.path.samestat(os.fstat(descriptor), self.path.stat()):  # still the file that others will find
                 self.descriptor = descriptor
         except (BlockingIOError, FileNotFoundError):
             pass
-        finally:
-            if self.descriptor != descriptor:
-                os.close(descriptor)
-        return self.descriptor == descriptor
+        if self.descriptor != descriptor:
+            os.close(descriptor)
+            return False
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        return True
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
 
     def _owner(self) -> str:
         try:
@@ -63,8 +82,7 @@ class Claim:
             return "unknown"
 
     def __exit__(self, kind: type[BaseException] | None, why: BaseException | None, at: TracebackType | None) -> None:
-        self.path.unlink(missing_ok=True)
-        os.close(self.descriptor)
+        self.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _held, (reduction.DupFd(self.descriptor),)

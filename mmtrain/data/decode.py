@@ -28,12 +28,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmtrain.batch import Sample
-from mmtrain.data.index import ENCODED, MEDIA, VIDEOS
+from mmtrain.data.facts import ENCODED, MEDIA, ORIENTATION, TURNED, VIDEOS
 from mmtrain.errors import UserError
 
 MAX_PIXELS = 64 << 20  # of one frame; asked of the header, before anything is unpacked
 MAX_CLIP_PIXELS = 1 << 30  # of all frames that a sample keeps (3 GiB of bytes)
 MAX_FRAMES = 100_000  # of a whole clip
+MAX_FPS = 1000.0
 IMAGE_FPS = 25.0  # what a still image or a clip without a rate is taken to have
 
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT  # default: 1 level too dark
@@ -56,7 +57,7 @@ class Look:
     Args:
         num_frames: frames to keep, or None for all. A still image has one.
         stride: every how many frames of the clip one is kept; the rate of what is kept falls by as much.
-        size: side in pixels of the square that is cut from the middle after the shorter side is resized to it; None
+        size: (width, height) in pixels of what is cut from the middle after the frame is resized to cover it; None
             keeps the frames as they are.
         fps: frames per second that the clip is first brought to, by the frame nearest to each wanted time (the earlier
             of two as near); a slower clip repeats frames. None keeps the clip's own.
@@ -64,7 +65,7 @@ class Look:
 
     num_frames: int | None = None
     stride: int = 1
-    size: int | None = None
+    size: tuple[int, int] | None = None
     fps: float | None = None
 
     def window(self, times: np.ndarray, draw: float) -> list[int]:
@@ -111,8 +112,8 @@ class Look:
 
     def place(self, image: Image.Image) -> np.ndarray:
         """An RGB image → uint8 ``[h w c]``, resized and cut."""
-        if self.size is not None and image.size != (self.size, self.size):
-            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
+        if self.size is not None and image.size != self.size:
+            image = ImageOps.fit(image, self.size, Image.Resampling.BICUBIC)
         return np.asarray(image)
 
 
@@ -226,7 +227,8 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
     if image.format != "WEBP" or (stored == 1 and "num_frames" not in facts):
         look.window(np.zeros(1), draw)
         if look.size is not None:
-            image.draft(None, (look.size, look.size))  # JPEG: unpack at the nearest larger eighth; else nothing
+            turned = image.getexif().get(ORIENTATION) in TURNED
+            image.draft(None, look.size[::-1] if turned else look.size)  # JPEG: unpacked at the nearest larger eighth
         return look.place(to_rgb(image))[None], IMAGE_FPS
     shown, fps = _shown(image, facts)
     wanted = look.window(np.arange(len(shown)) / fps, draw)

@@ -29,10 +29,11 @@ FACTS = np.dtype(
         ("bytes", "<u8"),  # of all members
     ]
 )
-"""One row a sample. 0 is "its header does not say"; encoder outputs have no width, height, num_frames or fps."""
+"""One row a sample. 0 is "its header does not say"; of encoder outputs, what the pixels were that they are of."""
 
 _MOST = (1 << 32) - 1
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+ORIENTATION = 0x112  # EXIF
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _MAX_PIXELS = 64 << 20  # a larger frame is not unpacked to see how it is turned
 _MILLISECONDS = 40  # of a frame whose animation states no duration
 
@@ -41,12 +42,14 @@ def measure(members: Mapping[str, bytes]) -> tuple[tuple[float, ...], list[int]]
     """A row of `FACTS` and the clip's keyframes, as frame numbers; of a sample's members (suffix → bytes)."""
     lines = [line.split() for line in members.get("txt", b"").decode(errors="replace").split("\n") if line.strip()]
     words = max((len(line) for line in lines), default=0)
-    medium = next((s for s in members if s in (*IMAGES, *VIDEOS)), None)
+    medium = next((s for s in members if s in MEDIA), None)
     shape: tuple[float, ...] = (0, 0, 0, 0.0)
     keyframes: list[int] = []
     try:
         if medium in VIDEOS:
             shape, keyframes = _clip(members[medium])
+        elif medium in ENCODED:
+            shape = encoded_from(members[medium])
         elif medium:
             shape = _image(members[medium], _stated(members))
     except Exception:  # damaged bytes make the libraries raise anything
@@ -54,6 +57,23 @@ def measure(members: Mapping[str, bytes]) -> tuple[tuple[float, ...], list[int]]
     width, height, num_frames = (min(max(int(n), 0), _MOST) for n in shape[:3])
     size = sum(len(data) for data in members.values())
     return (width, height, num_frames, shape[3], len(lines), words, size), keyframes
+
+
+def encoding_of(frames: tuple[int, ...], fps: float) -> dict[str, str]:
+    """What a file of encoder outputs says in its header of the frames ``[t c h w]`` that they are of.
+
+    One entry: the library writes several in an order of chance, and the same input must give the same bytes.
+    """
+    num_frames, _, height, width = frames
+    return {"pixels": json.dumps([width, height, num_frames, fps])}
+
+
+def encoded_from(payload: bytes) -> tuple[int, int, int, float]:
+    """Width, height, frames and rate, as `encoding_of` wrote them into a safetensors header; 0 where it did not."""
+    size = int.from_bytes(payload[:8], "little")
+    told = json.loads(payload[8 : 8 + size]).get("__metadata__", {}).get("pixels", "[0, 0, 0, 0]")
+    width, height, num_frames, fps = json.loads(told)
+    return int(width), int(height), int(num_frames), float(fps)
 
 
 def _stated(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -71,7 +91,7 @@ def _image(payload: bytes, stated: Mapping[str, Any]) -> tuple[int, int, int, fl
     exif = Image.Exif()
     if "exif" in image.info:
         exif.load(image.info["exif"])
-    if exif.get(0x112) in _TURNED:
+    if exif.get(ORIENTATION) in TURNED:
         width, height = height, width
     durations = _durations(payload) if image.format == "WEBP" else []
     if image.format != "WEBP" or (len(durations) <= 1 and "num_frames" not in stated):

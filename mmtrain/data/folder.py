@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from mmtrain.data.buckets import Buckets
 from mmtrain.data.index import IMAGES, VIDEOS
 from mmtrain.data.pack import pack
 from mmtrain.data.source import Source
@@ -17,7 +18,9 @@ def folder(
     caption: str | None = None,
     num_frames: int | None = None,
     stride: int = 1,
+    fps: float | None = None,
     size: int | None = None,
+    buckets: Buckets | None = None,
     max_bad_fraction: float = 0.0,
 ) -> Source:
     """Shards of a folder, written once per content below ``shards``, and the source that reads them.
@@ -26,7 +29,7 @@ def folder(
         folder: images and MP4 clips with captions beside them, in metadata.csv or in metadata.jsonl.
         shards: where the packed shards are kept, one folder per content.
         caption: template for files without a caption; ``{name}`` is the file's name in words. None: refuse them.
-        num_frames, stride, size: as for `Source`.
+        num_frames, stride, fps, size, buckets: as for `Source`.
         max_bad_fraction: share of the files that may fail to decode; each is named.
 
     Raises:
@@ -39,7 +42,13 @@ def folder(
     if not target.exists():
         pack(root, target, caption_template=caption, max_bad_fraction=max_bad_fraction)
     return Source(
-        shards=str(target), num_frames=num_frames, stride=stride, size=size, max_bad_fraction=max_bad_fraction
+        shards=str(target),
+        num_frames=num_frames,
+        stride=stride,
+        fps=fps,
+        size=size,
+        buckets=buckets,
+        max_bad_fraction=max_bad_fraction,
     )
 
 

@@ -15,10 +15,12 @@ class Mixture(Stream):
 
     Which source a position comes from, and which place in that source's order, are a pure function of (seed, position,
     weights): over every 10 000 positions the weights hold to one part in 10 000. So the state is that of one source,
-    the batches consumed and the samples replaced.
+    the batches consumed and the samples replaced. If a source has buckets, sources take turns by whole batches, and the
+    weights hold over every 10 000 batches.
 
     Args:
-        sources: by name; all of pixels or all of encoder outputs. Samples of one batch must have one shape.
+        sources: by name; all of pixels or all of encoder outputs. Samples of one batch must have one shape: give
+            each source the same num_frames and size, or buckets.
         weights: shares of the samples that training sees, by the same names; they need not add up to 1.
 
     Raises:
@@ -71,9 +73,11 @@ class Mixture(Stream):
         found = {name: source.bad_counts for name, source in self.sources.items()}
         return {f"{name}/{shard}": kinds for name, counts in found.items() for shard, kinds in counts.items()}
 
-    def order(self, seed: int) -> MixedOrder:
-        orders = [source.order(seed) for source in self.sources.values()]
-        return MixedOrder(orders=orders, bases=self.bases[:-1], shares=self.shares, seed=seed)
+    def order(self, seed: int, batch_size: int) -> MixedOrder:
+        orders = [source.order(seed, batch_size) for source in self.sources.values()]
+        bucketed = any(source.buckets is not None for source in self.sources.values())
+        unit = batch_size if bucketed else 1
+        return MixedOrder(orders=orders, bases=self.bases[:-1], shares=self.shares, seed=seed, unit=unit)
 
     def row(self, i: int, seed: int, position: int, bad: dict[int, BadSample]) -> Row:
         base, source = self._owner(i)

@@ -4,6 +4,7 @@ Arithmetic only, no files. The permutation is our own, because a library's may c
 pinned by tests, and a change here must raise `VERSION`, since it makes old checkpoints unresumable.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -66,29 +67,99 @@ class Order:
         return samples[permutation(len(samples), self.seed, epoch, window)]
 
 
+class BucketedOrder:
+    """Sample numbers by global position, where the samples of one batch are all of one bucket.
+
+    Each bucket has its own order, whose positions count on over epochs. Epoch e makes batches of what every bucket has
+    then, ⌊(e + 1) n / G⌋ − ⌊e n / G⌋ of a bucket of n samples, and shuffles them; what is left, less than a batch, is
+    first in the next epoch. So none is left out or repeated, and no batch is short.
+
+    Args:
+        lengths: samples of each shard.
+        window: shards whose samples are mixed.
+        buckets: of each sample, int64 ``[n]``.
+        batch_size: G, samples of a batch.
+    """
+
+    def __init__(self, *, lengths: Sequence[int], window: int, seed: int, buckets: np.ndarray, batch_size: int) -> None:
+        self.batch_size, self.seed = batch_size, seed
+        shards = np.repeat(np.arange(len(lengths)), lengths)
+        names = np.unique(buckets).tolist()
+        self.members = [np.flatnonzero(buckets == name) for name in names]
+        self.orders = []
+        for name, members in zip(names, self.members, strict=True):
+            held = np.bincount(shards[members], minlength=len(lengths))
+            of_its_own = key(seed, "bucket", name)
+            self.orders.append(Order(lengths=held[held > 0].tolist(), window=window, seed=of_its_own))
+        self.counts = [len(members) for members in self.members]
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+
+    def __getitem__(self, position: int) -> int:
+        """The sample at a global position."""
+        batch, place = divmod(position, self.batch_size)
+        epoch = self._epoch_of(batch)
+        owners, turns = self._epoch(epoch)
+        inside = batch - self._before(epoch)
+        k = int(owners[inside])
+        return int(self.members[k][self.orders[k][int(turns[inside]) * self.batch_size + place]])
+
+    def _before(self, epoch: int) -> int:
+        """Batches of all epochs before this one."""
+        return sum(epoch * count // self.batch_size for count in self.counts)
+
+    def _epoch_of(self, batch: int) -> int:
+        """The last epoch that begins at or before a batch; rounding holds at most one batch of each bucket back."""
+        least = batch * self.batch_size // sum(self.counts)
+        most = (batch + len(self.counts) + 1) * self.batch_size // sum(self.counts) + 2
+        return least + bisect_right(range(least, most), batch, key=self._before) - 1
+
+    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each batch of an epoch: its bucket, and how many batches of the bucket came before, over all epochs."""
+        edges = [[e * count // self.batch_size for e in (epoch, epoch + 1)] for count in self.counts]
+        owners = np.repeat(np.arange(len(edges)), [last - first for first, last in edges])
+        owners = owners[permutation(len(owners), self.seed, "buckets", epoch)]
+        turns = np.empty(len(owners), np.int64)
+        for k, (first, last) in enumerate(edges):
+            turns[owners == k] = np.arange(first, last)
+        return owners, turns
+
+
 class MixedOrder:
     """Sample numbers by global position over several orders, each of which keeps its own.
 
-    Each `BLOCK` of positions holds a fixed number of places for each order, shuffled by (seed, block). So which order a
-    position belongs to, and which place in it, follow from the position alone.
+    Each `BLOCK` of places holds a fixed number for each order, shuffled by (seed, block). So which order a place is of,
+    and which turn of that order, follow from the position alone. A place is one sample; or a whole batch, where the
+    samples of a batch must be of one order.
 
     Args:
         orders: what is mixed.
         bases: what is added to the sample numbers of each.
         shares: places in a block of each; their sum is `BLOCK`.
+        unit: samples to a place.
     """
 
-    def __init__(self, *, orders: Sequence[Order], bases: Sequence[int], shares: Sequence[int], seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        orders: Sequence["Order | BucketedOrder"],
+        bases: Sequence[int],
+        shares: Sequence[int],
+        seed: int,
+        unit: int = 1,
+    ) -> None:
         assert sum(shares) == BLOCK
         self.orders, self.bases, self.shares, self.seed = list(orders), list(bases), list(shares), seed
+        self.unit = unit
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
     def __getitem__(self, position: int) -> int:
         """The sample at a global position."""
-        block, place = divmod(position, BLOCK)
+        number, rest = divmod(position, self.unit)
+        block, place = divmod(number, BLOCK)
         owners, turns = self._block(block)
         k = int(owners[place])
-        return self.bases[k] + self.orders[k][block * self.shares[k] + int(turns[place])]
+        turn = block * self.shares[k] + int(turns[place])
+        return self.bases[k] + self.orders[k][turn * self.unit + rest]
 
     def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """For each place of a block: whose it is, and how many before it are the same's."""

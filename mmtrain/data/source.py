@@ -3,6 +3,7 @@
 The bytes' whereabouts are `index.py`, the order is `order.py`, batches are `stream.py`, pixels are `decode.py`.
 """
 
+import dataclasses
 import os
 import time
 import zlib
@@ -11,18 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from mmtrain.batch import Sample, to_unit
-from mmtrain.data.decode import BadSample, Look, captions_of, decode, decode_encoded
+from mmtrain.data.buckets import Buckets
+from mmtrain.data.decode import MAX_FPS, BadSample, Look, captions_of, decode, decode_encoded
 from mmtrain.data.index import Index
-from mmtrain.data.order import Order
+from mmtrain.data.order import BucketedOrder, Order
 from mmtrain.data.remote import fetched, is_remote
 from mmtrain.data.stream import Row, Stream
 from mmtrain.errors import UserError
 from mmtrain.rng import key
 
-MAX_FPS = 1000.0
 WAITS = (0.1, 0.5, 2.0)  # seconds before each new attempt at bytes that could not be read
 
 
@@ -36,6 +38,8 @@ class Source(Stream):
         stride: every how many frames of a clip one is taken.
         fps: frames per second that clips are brought to before that, or None for their own.
         size: side in pixels of the square middle of each frame, or None to keep frames as they are.
+        buckets: sizes and lengths to choose from for each sample, in the place of num_frames and size; the samples of a
+            batch then are of one bucket. Encoder outputs take those that they were encoded with.
         window: shards whose samples are mixed with each other in an epoch.
         max_bad_fraction: share of all samples that may fail to decode; each is replaced by its neighbour in the shard
             and counted in ``bad``. One more stops the run.
@@ -54,6 +58,7 @@ class Source(Stream):
         stride: int = 1,
         fps: float | None = None,
         size: int | None = None,
+        buckets: Buckets | None = None,
         window: int = 8,
         max_bad_fraction: float = 0.0,
         require_captions: bool = True,
@@ -64,11 +69,23 @@ class Source(Stream):
                 raise UserError(f"data source, {name}", str(value), "at least 1", "give a positive number")
         if fps is not None and not 0 < fps <= MAX_FPS:
             raise UserError("data source, fps", str(fps), f"a rate above 0, at most {MAX_FPS:g}", "give such a rate")
-        self.shards, self.look, self.window = shards, Look(num_frames, stride, size, fps), window
+        if buckets is not None and (num_frames is not None or size is not None):
+            came = f"buckets beside num_frames {num_frames} and size {size}"
+            raise UserError("data source", came, "one or the other", "set num_frames and size to null")
+        square = None if size is None else (size, size)
+        self.shards, self.look, self.window, self.buckets = (
+            shards,
+            Look(num_frames, stride, square, fps),
+            window,
+            buckets,
+        )
         self.max_bad_fraction, self.require_captions = max_bad_fraction, require_captions
         self.index = Index.of(fetched(shards, Path(copies)) if is_remote(shards) else shards)
         self._kind = self.index.media(require_captions=require_captions)
         self._replaced: dict[int, BadSample] = {}
+        self._bucket_of = np.zeros(len(self.index), np.int64)
+        if buckets is not None:
+            self._bucket_of = buckets.assign(self.index.facts, stride=stride, fps=fps)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -118,7 +135,14 @@ class Source(Stream):
                 f"data source {self.shards}", "encoder outputs", "pixels", "read them with source.encoded(i)"
             )
         with self._named(i):
-            return decode(self.keys[i], read_members(self.index, i), self.look, draw)
+            return decode(self.keys[i], read_members(self.index, i), self.look_at(i), draw)
+
+    def look_at(self, i: int) -> Look:
+        """What is kept of sample i's frames."""
+        if self.buckets is None:
+            return self.look
+        size, num_frames = self.buckets.shape(int(self._bucket_of[i]))
+        return dataclasses.replace(self.look, size=size, num_frames=num_frames)
 
     def encoded(self, i: int) -> dict[str, Tensor]:
         """Sample i's cached encoder outputs as stored, without batch axis. Raises UserError."""
@@ -138,21 +162,38 @@ class Source(Stream):
             fix = "mend or remove it and pack again"
             raise UserError(f"shard {path}, sample {self.keys[i]!r}", str(why), "a sample that decodes", fix) from why
 
-    def order(self, seed: int) -> Order:
-        return Order(lengths=self.index.lengths, window=self.window, seed=seed)
+    def order(self, seed: int, batch_size: int) -> Order | BucketedOrder:
+        if self.buckets is None:
+            return Order(lengths=self.index.lengths, window=self.window, seed=seed)
+        return BucketedOrder(
+            lengths=self.index.lengths,
+            window=self.window,
+            seed=seed,
+            buckets=self._bucket_of,
+            batch_size=batch_size,
+        )
 
     def row(self, i: int, seed: int, position: int, bad: dict[int, BadSample]) -> Row:
-        """The sample, or the next of its shard that decodes: the same one on every run."""
-        shard, place = self.index.locate(i)
-        count = self.index.lengths[shard]
-        for step in range(count):
-            candidate = i - place + (place + step) % count
+        """The sample, or the next of its shard (or bucket) that decodes: the same one on every run."""
+        for candidate in self._candidates(i):
             try:
                 return self._row(candidate, seed, position)
             except BadSample as why:
                 bad[candidate] = why
-        path = self.index.shards[shard].path
-        raise UserError(f"shard {path}", "none of its samples decodes", "at least one", "write the shard again")
+        path = self.index.shards[self.index.locate(i)[0]].path
+        which = "samples" if self.buckets is None else f"bucket {self.buckets.name(int(self._bucket_of[i]))}"
+        raise UserError(f"shard {path}", f"none of its {which} decodes", "at least one", "write the shard again")
+
+    def _candidates(self, i: int) -> Iterator[int]:
+        """Sample i, then those that may stand for it, from the next one on, round the end."""
+        yield i
+        if self.buckets is None:
+            shard, place = self.index.locate(i)
+            count = self.index.lengths[shard]
+            yield from (i - place + (place + step) % count for step in range(1, count))
+        else:
+            same = np.flatnonzero(self._bucket_of == self._bucket_of[i])
+            yield from np.roll(same, -int(np.searchsorted(same, i)))[1:].tolist()
 
     def _row(self, i: int, seed: int, position: int) -> Row:
         """What is chosen at random is keyed by (seed, position)."""
@@ -162,7 +203,7 @@ class Source(Stream):
             encoded = {n: t.float() if t.is_floating_point() else t for n, t in stored.items()}
             frames, captions = None, captions_of(members)
         else:
-            sample = decode(name, members, self.look, (key(seed, "clip", position) >> 10) / 2**53)
+            sample = decode(name, members, self.look_at(i), (key(seed, "clip", position) >> 10) / 2**53)
             frames, encoded, captions = to_unit(sample.frames.copy()), {}, sample.captions
         if not captions and self.require_captions:
             raise BadSample("the .txt holds no caption", "no caption")

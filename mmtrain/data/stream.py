@@ -74,8 +74,8 @@ class Stream(ABC):
         """Name of shard → kind of fault → samples that were replaced."""
 
     @abstractmethod
-    def order(self, seed: int) -> Positions:
-        """The order of a run."""
+    def order(self, seed: int, batch_size: int) -> Positions:
+        """The order of a run. The batch size plays a part only where the samples of a batch must be alike."""
 
     @abstractmethod
     def row(self, i: int, seed: int, position: int, bad: dict[int, BadSample]) -> Row:
@@ -119,7 +119,7 @@ class Stream(ABC):
         return _Loader(
             _Batches(self, seed),
             batch_size=None,  # the sampler names whole batches, so collating stays ours
-            sampler=_Plan(self.order(seed), batch_size, steps, consumed, rank, world_size),
+            sampler=_Plan(self.order(seed, batch_size), batch_size, steps, consumed, rank, world_size),
             num_workers=num_workers,
             timeout=timeout if num_workers else 0,
         )

@@ -148,6 +148,7 @@ def _encoded(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, say:
     return Source(
         shards=str(folder),
         window=pixels.window,
+        buckets=pixels.buckets,
         max_bad_fraction=pixels.max_bad_fraction,
         require_captions=pixels.require_captions,
     )

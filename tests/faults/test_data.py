@@ -314,7 +314,7 @@ def test_damage_of_any_kind_is_a_bad_sample() -> None:
                     decode_encoded(members)
                 else:
                     probe(suffix, members)
-                    decode("k", members, Look(num_frames=1, size=16))
+                    decode("k", members, Look(num_frames=1, size=(16, 16)))
             except BadSample:
                 refusals += 1
     assert refusals > 100

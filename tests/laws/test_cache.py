@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,37 @@ def test_a_killed_encoding_goes_on_after_its_last_whole_shard(source: Source, ca
     assert not [p for p in (tmp_path / "c").iterdir() if "staging" in p.name]
 
 
+def test_processes_at_once_share_the_shards(source: Source, cache: Path, tmp_path: Path) -> None:
+    """Three of them, of which one dies with a shard in its hands, which another then writes."""
+    children = []
+    for calls in (1, 99, 99):
+        if not (child := os.fork()):
+            cached(source, tmp_path / "c", tiring(calls, tmp_path))
+            os._exit(0)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes[1:] == [0, 0]
+    assert tars(tmp_path / "c") == tars(cache)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["c"]
+    made = sum(len(p.read_text()) for p in tmp_path.glob("calls-*"))
+    assert made == (8 if codes[0] == 0 else 10)  # two batches a shard; those of the torn one twice
+
+
+def tiring(calls: int, folder: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+    """An encoder that leaves a mark for each call, and dies after so many."""
+    marks = folder / f"calls-{os.getpid()}"
+
+    def tire(frames: Tensor) -> dict[str, Tensor]:
+        with marks.open("a") as file:
+            file.write("x")
+        if len(marks.read_text()) > calls:
+            os._exit(9)
+        time.sleep(0.05)
+        return encode(frames)
+
+    return tire
+
+
 def test_half_a_cache_of_another_encoder_is_not_continued(source: Source, cache: Path, tmp_path: Path) -> None:
     kill_after(5, source, tmp_path / "c")
     assert tars(cached(source, tmp_path / "c", lambda f: {"mean": f.mean((1, 2, 3, 4))}, encoder_id="b")).keys() == (
@@ -175,7 +207,8 @@ def test_an_encoding_that_is_not_finite_does_not_pass(source: Source, tmp_path: 
     with pytest.raises(UserError, match=r"'mean'.*not finite"):
         cached(source, tmp_path / "c", broken)
     assert not (tmp_path / "c").exists()
-    assert [p.name for p in (tmp_path / ".c.partial").iterdir()] == ["cache.json"]
+    [staging] = tmp_path.iterdir()
+    assert list(staging.iterdir()) == []
 
 
 def test_a_cache_cannot_be_encoded_again(cache: Path, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_exif_turns(turn: int) -> None:
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_the_middle_is_kept(width: int, height: int, kind: str) -> None:
     payload = saved(Image.fromarray(pattern(width, height)), "PNG" if kind == "png" else "JPEG", quality=95)
-    found = frames_of(kind, payload, Look(size=16))[0].astype(int)
+    found = frames_of(kind, payload, Look(size=(16, 16)))[0].astype(int)
     assert found.shape == (16, 16, 3)
     assert found[8, 2, 0] > 200
     assert found[8, 13, 2] > 200  # red and blue meet in the middle
@@ -256,7 +256,7 @@ def test_a_large_jpeg_is_unpacked_small_with_little_loss() -> None:
         [np.tile(ramp, (512, 1)), np.tile(ramp[:, None], (1, 512)), np.full((512, 512), 99, np.uint8)], -1
     )
     image = Image.fromarray(pixels)
-    found = frames_of("jpg", saved(image, "JPEG", quality=95), Look(size=64))[0].astype(int)
+    found = frames_of("jpg", saved(image, "JPEG", quality=95), Look(size=(64, 64)))[0].astype(int)
     assert abs(found - np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))).mean() < 1.5
 
 

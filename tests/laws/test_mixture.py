@@ -59,7 +59,7 @@ def test_each_source_keeps_its_own_order_over_its_own_epochs(folders: dict[str, 
     seen = [key for b in mixed.loader(seed=7, batch_size=8, steps=25) for key in b.keys]
     for name, source in mixed.sources.items():
         own = [key for key in seen if key in source.keys]
-        order = source.order(7)
+        order = source.order(7, 1)
         assert own == [source.keys[order[q]] for q in range(len(own))]
         assert len(own) > 2 * len(source), name
 
