@@ -103,6 +103,7 @@ def encode_shards(
             f"data source {source.shards}", "encoder outputs", "pixels to encode", "point at the pixels' shards"
         )
     wanted = identity(source, encoder_id, dtype)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     work = _Work(source, folder, wanted, encode, batch_size, dtype, progress)
     while not work.finished():
         if not work.step():

@@ -35,8 +35,8 @@ def check(
     """Reads every byte and decodes every sample and returns what was found, JSON-ready.
 
     Fields: ``ok``; ``shards``, ``samples``, ``bytes``, ``fingerprint``; ``faults`` (texts, of shards that cannot be
-    used); ``bad`` (key → why the sample does not decode, and where); ``missing_captions`` and ``missing_media`` (keys);
-    ``repeated_keys`` (keys of several shards); ``duplicates`` (lists of keys with the same bytes) and
+    used); ``bad`` (key → why the sample does not decode, and where); ``missing_captions`` and ``missing_media`` (key →
+    shard); ``repeated_keys`` (key → the shards that have it); ``duplicates`` (lists of keys with the same bytes) and
     ``near_duplicates`` (that look the same); ``ignored`` (files that belong to no sample); ``media`` (suffix → count);
     ``resolutions`` ("WxH" → count); least, median and greatest of ``num_frames``, ``duration_seconds``,
     ``captions_per_sample`` and ``caption_words``; ``decoded_per_second`` (samples, by one process);
@@ -65,7 +65,7 @@ def check(
         "fingerprint": index.fingerprint,
         "faults": [*map(str, faults), *found.mixed(str(path))],
         "ignored": sum(s.ignored for s in index.shards),
-        "repeated_keys": [key for key, count in Counter(index.keys).items() if count > 1],
+        "repeated_keys": _repeated(index),
         **found.report(),
         "leaked": {},
     }
@@ -80,6 +80,14 @@ def check(
         report["leak_fraction"] = [len(report["leaked"]) / max(len(others), 1), max_leak_fraction]
     past = [name for name, (came, allowed) in _tolerances(report).items() if came > allowed]
     return {"ok": not report["faults"] and not past, **report}
+
+
+def _repeated(index: Index) -> dict[str, list[str]]:
+    owners: dict[str, list[str]] = {}
+    for shard in index.shards:
+        for key in shard.keys:
+            owners.setdefault(key, []).append(str(shard.path))
+    return {key: paths for key, paths in owners.items() if len(paths) > 1}
 
 
 def _tolerances(report: dict[str, Any]) -> dict[str, list[float]]:
@@ -102,8 +110,8 @@ class _Found:
     """What samples hold; that of several shards adds up."""
 
     bad: dict[str, str] = field(default_factory=dict)
-    missing_captions: list[str] = field(default_factory=list)
-    missing_media: list[str] = field(default_factory=list)
+    missing_captions: dict[str, str] = field(default_factory=dict)
+    missing_media: dict[str, str] = field(default_factory=dict)
     media: Counter[str] = field(default_factory=Counter)
     probes: list[Probe] = field(default_factory=list)
     captions: list[tuple[str, ...]] = field(default_factory=list)
@@ -112,24 +120,25 @@ class _Found:
     seconds: float = 0.0  # of decoding
 
     def __iadd__(self, other: "_Found") -> "_Found":
-        self.bad |= other.bad
+        for name in ("bad", "missing_captions", "missing_media"):
+            getattr(self, name).update(getattr(other, name))
         self.media += other.media
         self.seconds += other.seconds
-        for name in ("missing_captions", "missing_media", "probes", "captions", "seen", "looks"):
+        for name in ("probes", "captions", "seen", "looks"):
             getattr(self, name).extend(getattr(other, name))
         return self
 
     def sample(self, index: Index, i: int) -> None:
-        key = index.keys[i]
+        key, shard = index.keys[i], str(index.shards[index.locate(i)[0]].path)
         try:
             members = read_members(index, i)
             captions = captions_of(members)
             self.captions.append(captions)
             if not captions:
-                self.missing_captions.append(key)
+                self.missing_captions[key] = shard
             suffixes = [s for s in members if s in MEDIA]
             if not suffixes:
-                self.missing_media.append(key)
+                self.missing_media[key] = shard
             for suffix in suffixes:
                 self.media[suffix] += 1
                 self.seen.append((key, hashlib.sha256(members[suffix]).digest()))
@@ -137,7 +146,7 @@ class _Found:
             if len(suffixes) > 1:
                 raise BadSample(f"holds {len(suffixes)} media ({', '.join(suffixes)})")
         except (BadSample, UnicodeDecodeError) as why:
-            self.bad[key] = f"{why}; in {index.shards[index.locate(i)[0]].path}"
+            self.bad[key] = f"{why}; in {shard}"
 
     def medium(self, key: str, suffix: str, members: dict[str, bytes]) -> None:
         started = time.perf_counter()
@@ -248,9 +257,12 @@ def readable(report: dict[str, Any]) -> str:
     if report["decoded_per_second"]:
         lines.append(f"  decoding      {report['decoded_per_second']:g} samples a second and process")
     again = "or `mmtrain shards pack` these shards again"
-    lines += _listed(f"caption missing (write it, {again} with --where 'captions>0')", report["missing_captions"])
-    lines += _listed("image or clip missing (add it, or leave the sample out)", report["missing_media"])
-    lines += _listed("key of several shards (rename them and pack again)", report["repeated_keys"])
+    lines += _listed(
+        f"caption missing (write it, {again} with --where 'captions>0')", _placed(report["missing_captions"])
+    )
+    lines += _listed("image or clip missing (add it, or leave the sample out)", _placed(report["missing_media"]))
+    rows = [f"{key}: in {', '.join(paths)}" for key, paths in report["repeated_keys"].items()]
+    lines += _listed("key of several shards (rename them and pack again)", rows)
     lines += _listed("same content", [" = ".join(keys) for keys in report["duplicates"]])
     lines += _listed("same look", [" ~ ".join(keys) for keys in report["near_duplicates"]])
     lines += _listed("held out, but here too", [f"{key} ~ {here}" for key, here in report["leaked"].items()])
@@ -263,6 +275,10 @@ def readable(report: dict[str, Any]) -> str:
         if came > allowed:
             lines.append(f"  {name.replace('_', ' ')}: {came:.2%} of the samples, and {allowed:.2%} are allowed")
     return "\n".join([*lines, "ok" if report["ok"] else "NOT ok"])
+
+
+def _placed(keys: dict[str, str]) -> list[str]:
+    return [f"{key}: in {shard}" for key, shard in keys.items()]
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -111,13 +111,16 @@ class Source(Stream):
     def bad_counts(self) -> dict[str, dict[str, int]]:
         counts: dict[str, Counter[str]] = {}
         for i, why in self.replaced.items():
-            shard = self.index.shards[self.index.locate(i)[0]].path.name
+            shard = self._shard(i)
             counts.setdefault(shard, Counter())[why.kind] += 1
         return {shard: dict(kinds) for shard, kinds in sorted(counts.items())}
 
     @property
     def fingerprint(self) -> str:
         return self.index.fingerprint
+
+    def _shard(self, i: int) -> str:
+        return self.index.shards[self.index.locate(i)[0]].path.name
 
     def raw(self, i: int) -> dict[str, bytes]:
         """Sample i's members by suffix, checked against their checksums. Raises UserError."""
@@ -213,7 +216,8 @@ class Source(Stream):
     def note(self, bad: dict[int, BadSample]) -> None:
         self._replaced |= bad
         if len(self.replaced) > self.max_bad_fraction * len(self):
-            named = "; ".join(f"{k!r}: {why}" for k, why in list(self.bad.items())[:5])
+            first = list(self.replaced.items())[:5]
+            named = "; ".join(f"{self.keys[i]!r} in {self._shard(i)}: {why}" for i, why in first)
             came = f"{len(self.replaced)} of {len(self)} samples do not decode ({named})"
             fix = "mend or remove them and pack again, or raise max_bad_fraction"
             raise UserError(f"data source {self.shards}", came, f"at most a share of {self.max_bad_fraction:g}", fix)

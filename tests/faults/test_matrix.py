@@ -19,6 +19,7 @@ from mmtrain import cli
 from mmtrain.data.check import check, readable
 from mmtrain.data.index import SIDECAR, Index
 from mmtrain.data.shards import ShardWriter
+from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 
 Rows = list[tuple[str, bytes]]
@@ -88,32 +89,43 @@ def emptied(size: int) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(bytes(size))
 
 
-FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut in a header": (truncated(lambda at, size: at - 300), "inside a header (truncated)"),
-    "cut in a payload": (truncated(lambda at, size: at + 99), "'007.png' is cut: 99 of"),
-    "cut in the padding": (truncated(lambda at, size: at + size + 1), "inside the padding of '007.png' (truncated)"),
-    "cut between members": (truncated(lambda at, size: at - 512), "after member '006.txt'"),
+FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "cut in a header": (truncated(lambda at, size: at - 300), "inside a header (truncated)", "'006.txt'"),
+    "cut in a payload": (truncated(lambda at, size: at + 99), "is cut: 99 of", "'007.png'"),
+    "cut in the padding": (truncated(lambda at, size: at + size + 1), "inside the padding of", "'007.png'"),
+    "cut between members": (truncated(lambda at, size: at - 512), "without an end marker (truncated)", "'006.txt'"),
     "cut in the end marker": (
         truncated(lambda at, size: at + -(-size // 512) * 512 + 1024 + 512),
         "half an end marker",
+        "'007.txt'",
     ),
-    "header flipped": (flipped("png", -512 + 3), "a damaged header (its checksum does not match)"),
-    "keys reordered": (rewritten(lambda rows: [*rows[:2], *rows[3:], rows[2]]), "'005.png': its key came before"),
-    "base name twice": (rewritten(lambda rows: [*rows, ("007.txt", b"again")]), "'007.txt': it came twice for one key"),
-    "image missing": (rewritten(lambda rows: [row for row in rows if row[0] != "006.png"]), "006"),
-    "caption missing": (rewritten(lambda rows: [row for row in rows if row[0] != "006.txt"]), "006"),
-    "key in two shards": (rewritten(lambda rows: [(n.replace("007", "001"), data) for n, data in rows]), "001"),
-    "no bytes": (emptied(0), "truncated"),
-    "no members": (emptied(10240), "holds no samples"),
-    "not a tar": (lambda path: path.write_bytes(b"<html>" * 999), "a damaged header"),
-    "two tars joined": (lambda path: path.write_bytes(path.read_bytes() * 2), "after the end marker"),
+    "header flipped": (flipped("png", -512 + 3), "a damaged header (its checksum does not match)", "'005.txt'"),
+    "keys reordered": (rewritten(lambda rows: [*rows[:2], *rows[3:], rows[2]]), "its key came before", "'005.png'"),
+    "base name twice": (rewritten(lambda rows: [*rows, ("007.txt", b"again")]), "came twice for one key", "'007.txt'"),
+    "image missing": (rewritten(lambda rows: [row for row in rows if row[0] != "006.png"]), "", "006"),
+    "caption missing": (rewritten(lambda rows: [row for row in rows if row[0] != "006.txt"]), "", "006"),
+    "key in two shards": (rewritten(lambda rows: [(n.replace("007", "001"), data) for n, data in rows]), "", "001"),
+    "no bytes": (emptied(0), "truncated", ""),
+    "no members": (emptied(10240), "holds no samples", ""),
+    "not a tar": (lambda path: path.write_bytes(b"<html>" * 999), "a damaged header", ""),
+    "two tars joined": (
+        lambda path: path.write_bytes(path.read_bytes() * 2),
+        "after the end marker",
+        "'007.txt'",
+    ),
 }
-ONLY_INDEXED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "payload flipped": (flipped("png", 90), "differ: 006.png"),
-    "caption flipped": (flipped("txt", 2), "differ: 006.txt"),
-    "samples swapped": (rewritten(lambda rows: [*rows[2:4], *rows[:2], *rows[4:]]), "they lie in another order"),
-    "other shard of the same keys": (rewritten(lambda rows: [(n, data[::-1]) for n, data in rows]), "changed since"),
-    "shard gone": (lambda path: path.unlink(), "missing, though the index lists it"),
+"""What harms the second shard, what is said of it, and the member that is named (the last sound one, for a header)."""
+
+ONLY_INDEXED: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "payload flipped": (flipped("png", 90), "changed since it was indexed", "006.png"),
+    "caption flipped": (flipped("txt", 2), "changed since it was indexed", "006.txt"),
+    "samples swapped": (rewritten(lambda rows: [*rows[2:4], *rows[:2], *rows[4:]]), "they lie in another order", ""),
+    "other shard of the same keys": (
+        rewritten(lambda rows: [(n, data[::-1]) for n, data in rows]),
+        "changed since it was indexed",
+        "004.png",
+    ),
+    "shard gone": (lambda path: path.unlink(), "missing, though the index lists it", ""),
 }
 """Without an index there is nothing to compare with."""
 
@@ -121,7 +133,8 @@ ONLY_INDEXED: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("fault", [*FAULTS, *ONLY_INDEXED])
 @pytest.mark.parametrize("indexed", [True, False])
 def test_check_names_every_fault(folder: Path, fault: str, indexed: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    harm, said = (FAULTS | ONLY_INDEXED)[fault]
+    """Shard, member and fault in one line; and what to do."""
+    harm, said, member = (FAULTS | ONLY_INDEXED)[fault]
     if fault in ONLY_INDEXED and not indexed:
         pytest.skip("nothing to compare with")
     harm(folder / "000001.tar")
@@ -130,10 +143,28 @@ def test_check_names_every_fault(folder: Path, fault: str, indexed: bool, capsys
     assert cli.main(["shards", "check", str(folder)]) == 1
     text = capsys.readouterr().out
     assert text.endswith("NOT ok\n")
-    assert said in text or (indexed and "changed since it was indexed" in text)
-    named = [line for line in text.splitlines() if "000001.tar" in line or said in line]
-    assert named
+    lines = [line for line in text.splitlines() if f"{folder}/000001.tar" in line and member in line]
+    assert any(said in line or (indexed and "changed since it was indexed" in line) for line in lines), text
     assert any(word in text for word in ("copy the shard", "restore", "pack", "put it back", "write it", "add it"))
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *ONLY_INDEXED])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_training_is_never_silent_about_any(folder: Path, fault: str, indexed: bool) -> None:
+    """It does not open, or it stops within an epoch; unless every sample is there and right all the same."""
+    harm, _, member = (FAULTS | ONLY_INDEXED)[fault]
+    if fault in ONLY_INDEXED and not indexed:
+        pytest.skip("nothing to compare with")
+    if (fault == "key in two shards" and not indexed) or (fault == "header flipped" and indexed):
+        pytest.skip("both samples of the key are trained on; an index needs no header")
+    harm(folder / "000001.tar")
+    if not indexed:
+        (folder / SIDECAR).unlink()
+    with pytest.raises(UserError) as caught:
+        source = Source(shards=str(folder))
+        list(source.loader(seed=0, batch_size=4, steps=2))
+    assert "000001.tar" in str(caught.value)
+    assert member.strip("'").split(".")[0] in str(caught.value)
 
 
 def test_a_sound_folder_is_ok(folder: Path) -> None:

@@ -52,7 +52,7 @@ def tars(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def cache(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cached(source, tmp_path_factory.mktemp("cache") / "c")
+    return cached(source, tmp_path_factory.mktemp("cache") / "new" / "c")
 
 
 def test_batches_from_the_cache_are_the_encoded_batches(source: Source, cache: Path) -> None:
