@@ -22,7 +22,8 @@ from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.export import prove, vanilla
 from mmtrain.export.diffusers import export
-from mmtrain.run import Run
+from mmtrain.run import Run, write_json
+from mmtrain.run.checkpoints import manifest_of
 from mmtrain.sample.generate import VideoSampler, images
 
 TINY = {"height": 64, "width": 64, "num_inference_steps": 2}
@@ -42,6 +43,7 @@ def run_of(folder: Path, recipe: str, *overrides: str) -> Run:
     moved = {n: w.detach() + 0.05 * torch.randn(w.shape, generator=noise) for n, w in named.items()}
     save_file({n: w.contiguous() for n, w in moved.items()}, checkpoint / "weights.safetensors")
     (checkpoint / "state.json").write_text(json.dumps({"step": 2, "buffers": {}}))
+    write_json(checkpoint / "manifest.json", manifest_of(checkpoint))
     return run
 
 
