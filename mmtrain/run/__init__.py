@@ -5,7 +5,7 @@ numbers depend on besides the config, `files.py` how a file is written in one pi
 """
 
 from mmtrain.run import checkpoints
-from mmtrain.run.circumstances import PACKAGE, code_version, git_state, hardware, versions
+from mmtrain.run.circumstances import PACKAGE, code_version, git_state, hardware, shipped_backbones, versions
 from mmtrain.run.files import sync, write_json, write_synced
 from mmtrain.run.record import Run, differences, flat, identity, is_allowed, resolved
 
@@ -21,6 +21,7 @@ __all__ = [
     "identity",
     "is_allowed",
     "resolved",
+    "shipped_backbones",
     "sync",
     "versions",
     "write_json",

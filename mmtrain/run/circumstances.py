@@ -18,6 +18,12 @@ PACKAGES = (
 DIFF_BYTES = 400_000  # of a checkout's changes that a manifest keeps
 
 
+def shipped_backbones() -> Path:
+    """Where what travels with mmtrain lies: in a wheel inside the package, in a checkout under ``data/``."""
+    inside = PACKAGE / "backbones"
+    return inside if inside.is_dir() else PACKAGE.parent / "data" / "backbones"
+
+
 def code_version() -> str:
     """BLAKE2b over the names and bytes of mmtrain's own source files."""
     digest = hashlib.blake2b(digest_size=8)

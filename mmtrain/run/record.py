@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmtrain.errors import UserError
-from mmtrain.run.circumstances import PACKAGE, code_version, git_state, hardware, versions
+from mmtrain.run.circumstances import PACKAGE, code_version, git_state, hardware, shipped_backbones, versions
 from mmtrain.run.files import write_json
 
 NOT_IDENTITY = frozenset(
@@ -100,6 +101,7 @@ class Run:
             "tags": list(run.tags),
             "seed": cfg.seed,
             "config": config,
+            "shipped": str(shipped_backbones()),
             "data": data,
             "bases": bases,
             "code": code_version(),
@@ -179,6 +181,13 @@ class Run:
         run = cls(**{str(key): cfg[key] for key in cfg if key != "_target_"})
         run.cfg = cfg
         return run
+
+    def leave_record(self, folder: Path) -> None:
+        """Copy what it takes to run this again and to compare: manifest, logged numbers, digests of weights."""
+        folder.mkdir()
+        for name in ("manifest.json", "metrics.csv", "digests.csv"):
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, folder / name)
 
     @property
     def run_id(self) -> str:

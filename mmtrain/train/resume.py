@@ -25,12 +25,14 @@ class Ask:
         resume: a run's folder, to go on from its newest whole checkpoint; ``auto``; or None for a new run.
         allow: keys, and nodes of them, in which the resumed run may differ from what it was.
         until: the step behind which to stop early, with a checkpoint; None: the config's last.
+        wanted: ``data`` and ``bases`` of a manifest: a new run on others is refused.
         facts: for a new run's manifest, besides what it always holds.
     """
 
     resume: Path | str | None = None
     allow: Collection[str] = ()
     until: int | None = None
+    wanted: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -43,6 +45,8 @@ def taken_up(cfg: DictConfig, source: Stream, backbone: Any, ask: Ask, voice: Vo
         started = same is not None and checkpoints.listed(same.path / "checkpoints")
         resume = same.path if same is not None and started else None
     if resume is None:
+        if ask.wanted is not None:
+            _same_ground(ask.wanted, data, bases)
         run = Run.start(cfg, cfg.folder, data=data, bases=bases, facts=ask.facts)
         voice.into(run.path / "log.txt")
         return run, None
@@ -54,6 +58,17 @@ def taken_up(cfg: DictConfig, source: Stream, backbone: Any, ask: Ask, voice: Vo
     if changed:
         run.go_on_as(cfg, changed, checkpoints.step_of(newest), code_version())
     return run, newest
+
+
+def _same_ground(wanted: Mapping[str, Any], data: str, bases: Mapping[str, Any]) -> None:
+    """The data and the frozen weights are those of a manifest. Raises UserError naming each that is not."""
+    others = [] if wanted["data"] == data else [f"data {data[:16]}, {wanted['data'][:16]} then"]
+    for name, base in wanted["bases"].items():
+        if bases[name]["digest"] != base["digest"]:
+            others.append(f"{name} {bases[name]['digest'][:16]}, {base['digest'][:16]} then")
+    if others:
+        fix = "say where they lie now, by key=value"
+        raise UserError("fingerprints", "; ".join(others), "the data and weights of the run", fix)
 
 
 def refuse_early(run: Run, cfg: DictConfig, allow: Collection[str]) -> None:
