@@ -44,15 +44,9 @@ class Fit:
         best: Literal["loss", "heldout"] | None = None,
         heldout_batches: int = 8,
     ) -> None:
-        positive = {
-            "steps": steps,
-            "batch_size": batch_size,
-            "accumulate": accumulate,
-            "log_every": log_every,
-            "keep": keep,
-            "devices": devices,
-        }
-        positive |= {"checkpoint_every": checkpoint_every, "heldout_batches": heldout_batches}
+        positive = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate, "devices": devices}
+        positive |= {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
+        positive["heldout_batches"] = heldout_batches
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"trainer.{name}", str(value), "at least 1", "give a positive number")
