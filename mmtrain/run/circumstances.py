@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ def shipped_backbones() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "data" / "backbones"
 
 
+@cache
 def code_version() -> str:
-    """BLAKE2b over the names and bytes of mmtrain's own source files."""
+    """BLAKE2b over the names and bytes of mmtrain's own source files, as this process first found them."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
