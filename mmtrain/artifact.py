@@ -26,6 +26,7 @@ from mmtrain.backbone.weights import digest, is_hub_id
 from mmtrain.config.recipe import CONF
 from mmtrain.errors import UserError
 from mmtrain.run import Run, write_json
+from mmtrain.run.checkpoints import newest
 
 VERSION = 1
 WEIGHTS, FACTS = "adapter.safetensors", "artifact.json"
@@ -49,23 +50,6 @@ def _attached(backbone: Any, nodes: DictConfig) -> dict[str, Any]:
     for adapter in adapters.values():
         adapter.attach(backbone)
     return adapters
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a folder, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
-
-
-def newest(folder: Path) -> Path:
-    """The newest whole checkpoint.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = checkpoints(folder)
-    if not found:
-        raise UserError(str(folder), "no checkpoint", "a run that has saved one", "train it first")
-    return found[-1]
 
 
 def trained(checkpoint: Path, average: bool = True) -> dict[str, Tensor]:

@@ -10,7 +10,10 @@ from mmtrain.cli.arguments import add_verb
 def add(verbs: Any) -> None:
     verb = add_verb(verbs, "train", _train, "train what a recipe says; a full Hydra application", overrides=True)
     verb.add_argument("recipe", metavar="RECIPE", nargs="?", help="a name from recipes/, or a path to a .yaml file")
-    verb.add_argument("--resume", metavar="RUN", help="continue a run: its folder, the start of its id, or `latest`")
+    text = "continue a run: its folder, the start of its id, `latest`; `auto`: this recipe's newest, or start one"
+    verb.add_argument("--resume", metavar="RUN", help=text)
+    text = "a key in which the resumed run may differ from what it was, such as trainer.steps; repeat for more"
+    verb.add_argument("--allow", metavar="KEY", action="append", default=[], help=text)
     hydra = verb.add_argument_group("Hydra")
     hydra.add_argument("-m", "--multirun", action="store_true", help="one run per combination of key=a,b,c")
     hydra.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], help="print the config and stop")
@@ -35,10 +38,10 @@ def _train(args: argparse.Namespace) -> None:
     def job(cfg: Any) -> str | None:
         try:
             checked(cfg)
-            from mmtrain.run import Run
             from mmtrain.train.fit import fit
+            from mmtrain.train.resume import Ask
 
-            return str(fit(cfg, resume=Run.find(args.resume, cfg.folder).path if args.resume else None))
+            return str(fit(cfg, Ask(resume=_resumed(args.resume, cfg.folder), allow=args.allow)))
         except Exception as error:
             own.append(error)
             if HydraConfig.get().mode is not RunMode.RUN:
@@ -61,14 +64,22 @@ def _train(args: argparse.Namespace) -> None:
 
 def _resume(args: argparse.Namespace) -> None:
     """Continue a run from its own manifest, which holds its whole config."""
-    if args.resume is None:
+    if args.resume in (None, "auto"):
         args.parser.error("a RECIPE is required, or --resume RUN")
     from mmtrain.config import checked
     from mmtrain.run import Run
     from mmtrain.train.fit import fit
+    from mmtrain.train.resume import Ask
 
     run = Run.find(args.resume)
-    fit(checked(run.cfg), resume=run.path)
+    fit(checked(run.cfg), Ask(resume=run.path, allow=args.allow))
+
+
+def _resumed(word: str | None, folder: str) -> Any:
+    """What `fit` is to resume: a run's folder, or the word ``auto``."""
+    from mmtrain.run import Run
+
+    return word if word in (None, "auto") else Run.find(word, folder).path
 
 
 def _hydra_flags(args: argparse.Namespace) -> list[str]:

@@ -21,7 +21,7 @@ from mmtrain.errors import UserError, UserErrors
 ROOT = "mmtrain.run.Run"
 """The constructor of a config's root, named in ``conf/config.yaml``."""
 
-SUPPLIED: dict[str, tuple[str, ...]] = {"logger.*": ("save_dir",)}
+SUPPLIED: dict[str, tuple[str, ...]] = {"logger.*": ("save_dir",), "preview": ("loggers",)}
 """Arguments that mmtrain itself passes when it builds a node (``*`` stands for one name)."""
 
 

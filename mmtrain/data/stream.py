@@ -209,9 +209,10 @@ class _Loader(DataLoader[_Parcel]):
         """The workers' parcels; a worker that died or hangs is the user's to know of, without PyTorch's trace."""
         try:
             yield from super().__iter__()
-        except RuntimeError as why:
-            if not str(why).startswith("DataLoader"):
+        except (RuntimeError, ConnectionError, EOFError) as why:
+            if isinstance(why, RuntimeError) and not str(why).startswith("DataLoader"):
                 raise
-            came = "a worker died" if "exited" in str(why) else f"no batch came for {self.timeout:g} s"
+            hangs = isinstance(why, RuntimeError) and "exited" not in str(why)
+            came = f"no batch came for {self.timeout:g} s" if hangs else "a worker died"
             fix = "look at memory and the disk, set trainer.num_workers=0 to see why, then resume: no step is lost"
             raise UserError(f"data workers ({self.num_workers})", came, "a batch in time", fix) from why

@@ -63,5 +63,6 @@ def _write(run: Run, staging: Path, dtype: Literal["fp16", "fp32"]) -> None:
     if not artifact.is_whole_backbone(adapters):
         facts = artifact.write(run, backbone, staging)
         prove_artifact(backbone, staging)
+    run.leave_record(staging / "run")
     text = card(run, backbone, adapters, facts, proof, dtype)
     (staging / "README.md").write_text(text, encoding="utf-8")

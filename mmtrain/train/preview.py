@@ -12,6 +12,7 @@ from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.sample.generate import VideoSampler, images
 from mmtrain.sample.mp4 import contact_sheet, write_mp4
+from mmtrain.train.loggers import Loggers
 from mmtrain.train.module import TrainModule
 
 
@@ -25,6 +26,7 @@ class Preview(pl.Callback):
         seed: of the first prompt; the next ones count on.
         num_inference_steps: of sampling.
         guidance_scale: of sampling.
+        loggers: that are shown them; passed by `fit`.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Preview(pl.Callback):
         *,
         every: int,
         prompts: list[str],
+        loggers: Loggers,
         sd: str | None = None,
         seed: int = 0,
         num_inference_steps: int = 10,
@@ -40,6 +43,7 @@ class Preview(pl.Callback):
         if every < 1 or not prompts:
             raise UserError("preview", f"every {every}, {len(prompts)} prompts", "at least one each", "correct them")
         self.every, self.prompts, self.seed = every, prompts, seed
+        self.loggers = loggers
         self.steps, self.guidance = num_inference_steps, guidance_scale
         self.drawing = None if sd is None else StableDiffusion(path=sd)
         self.folder: Path | None = None
@@ -83,8 +87,7 @@ class Preview(pl.Callback):
         videos = [self.folder / f"step-{step:06d}-{i}.mp4" for i in range(len(clips))] if clips.shape[1] > 1 else []
         for path, clip, prompt in zip(videos, clips, self.prompts, strict=False):
             write_mp4(clip, path, metadata={"comment": f"AI-generated preview: {prompt}"})
-        for logger in trainer.loggers:
-            _send(logger, sheet, videos, self.prompts, step)
+        self.loggers.each(lambda logger: _send(logger, sheet, videos, self.prompts, step))
 
 
 def _send(logger: Any, sheet: Path, videos: list[Path], prompts: list[str], step: int) -> None:

@@ -125,8 +125,8 @@ def fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, A
     """`fit` replaced by a list of what it was called with, and the toy's targets allowed."""
     calls: list[tuple[Any, Any]] = []
 
-    def fit(cfg: Any, *, resume: Path | None = None) -> Path:
-        calls.append((cfg, resume))
+    def fit(cfg: Any, ask: Any) -> Path:
+        calls.append((cfg, ask.resume))
         return tmp_path
 
     monkeypatch.setitem(sys.modules, "mmtrain.train.fit", types.SimpleNamespace(fit=fit))
@@ -174,7 +174,7 @@ def test_a_users_mistake_inside_a_job_is_status_2_and_a_bug_keeps_its_trace(
 ):
     words = ["train", TOY, *(["-m", "seed=1,2", "hydra.sweep.dir=swept"] if sweep else [])]
 
-    def refuse(cfg: Any, *, resume: Path | None = None) -> Path:
+    def refuse(cfg: Any, ask: Any) -> Path:
         raise UserError("data", "empty", "samples", "add some")
 
     monkeypatch.setattr(sys.modules["mmtrain.train.fit"], "fit", refuse)
@@ -184,7 +184,7 @@ def test_a_users_mistake_inside_a_job_is_status_2_and_a_bug_keeps_its_trace(
     assert "Traceback" not in err
     assert sweep or err.count("\n") == 1
 
-    def bug(cfg: Any, *, resume: Path | None = None) -> Path:
+    def bug(cfg: Any, ask: Any) -> Path:
         raise ValueError("ours")
 
     monkeypatch.setattr(sys.modules["mmtrain.train.fit"], "fit", bug)
@@ -195,7 +195,7 @@ def test_a_users_mistake_inside_a_job_is_status_2_and_a_bug_keeps_its_trace(
 def test_an_interruption_is_status_130(
     monkeypatch: pytest.MonkeyPatch, fitted: list[Any], capfd: pytest.CaptureFixture[str]
 ):
-    def stop(cfg: Any, *, resume: Path | None = None) -> Path:
+    def stop(cfg: Any, ask: Any) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["mmtrain.train.fit"], "fit", stop)

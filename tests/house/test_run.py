@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from mmtrain import config
 from mmtrain.errors import UserError, UserErrors
-from mmtrain.run import Run, identity, resolved
+from mmtrain.run import Run, differences, identity, resolved
 
 TOY = str(Path(__file__).parent / "toy.yaml")
 
@@ -19,7 +19,7 @@ def toy(*overrides: str) -> DictConfig:
 
 
 def start(folder: Path, *overrides: str, data: str = "d1") -> Run:
-    return Run.start(toy(*overrides), folder, data=data, bases={"backbone": {"path": "x", "sha256": "0"}})
+    return Run.start(toy(*overrides), folder, data=data, bases={"backbone": {"path": "x", "digest": "0"}})
 
 
 def test_a_manifest_holds_what_the_run_stands_on(tmp_path: Path):
@@ -28,7 +28,7 @@ def test_a_manifest_holds_what_the_run_stands_on(tmp_path: Path):
     assert manifest == run.manifest
     assert manifest["config"]["optim"]["lr"] == 0.001
     assert manifest["config"]["backbone"]["path"] == config.shipped("svd")
-    assert (manifest["seed"], manifest["data"], manifest["bases"]["backbone"]["sha256"]) == (3, "d1", "0")
+    assert (manifest["seed"], manifest["data"], manifest["bases"]["backbone"]["digest"]) == (3, "d1", "0")
     assert manifest["packages"]["torch"]
     assert manifest["hardware"]["cores"] >= 1
     assert manifest["command"]
@@ -66,8 +66,15 @@ def test_identity_does_not_depend_on_where_mmtrain_is_installed():
 
 def test_differences_name_the_keys(tmp_path: Path):
     run = start(tmp_path)
-    assert run.differences(toy("folder=elsewhere")) == []
-    assert run.differences(toy("optim.lr=0.5", "seed=1")) == ["optim.lr: 0.001, 0.5", "seed: 0, 1"]
+    assert differences(run.manifest["config"], resolved(toy("folder=elsewhere"))) == {}
+    found = differences(run.manifest["config"], resolved(toy("optim.lr=0.5", "seed=1")))
+    assert found == {"optim.lr": (0.001, 0.5), "seed": (0, 1)}
+    bases = {"backbone": {"path": "moved", "digest": "0"}}
+    assert run.not_the_same(toy(), "d1", bases) == {}
+    assert run.not_the_same(toy(), "d2", {"backbone": {"digest": "1"}}) == {
+        "data": ("d1", "d2"),
+        "bases": ({"backbone": "0"}, {"backbone": "1"}),
+    }
 
 
 def test_runs_are_found_by_folder_id_and_latest(tmp_path: Path):

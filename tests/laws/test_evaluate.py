@@ -22,7 +22,8 @@ from mmtrain.evaluate.fulfilment import Fulfilment
 from mmtrain.evaluate.intervals import bootstrap, wilson
 from mmtrain.evaluate.progress import Progress
 from mmtrain.evaluate.run import compare, metric
-from mmtrain.run import Run
+from mmtrain.run import Run, write_json
+from mmtrain.run.checkpoints import manifest_of
 
 
 def frames_of(file: Path) -> np.ndarray:
@@ -273,6 +274,7 @@ def exported(folder: Path, strength: float, svd: Path, clip: Path) -> Path:
     moved = {n: (w + strength * torch.randn(w.shape, generator=noise)).contiguous() for n, w in named.items()}
     save_file(moved, checkpoint / "weights.safetensors")
     (checkpoint / "state.json").write_text(json.dumps({"step": 2, "buffers": {}}))
+    write_json(checkpoint / "manifest.json", manifest_of(checkpoint))
     (folder / "artifact").mkdir()
     artifact.write(run, backbone, folder / "artifact")
     return folder / "artifact"

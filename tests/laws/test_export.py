@@ -22,7 +22,8 @@ from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.export import prove, vanilla
 from mmtrain.export.diffusers import export
-from mmtrain.run import Run
+from mmtrain.run import Run, write_json
+from mmtrain.run.checkpoints import manifest_of
 from mmtrain.sample.generate import VideoSampler, images
 
 TINY = {"height": 64, "width": 64, "num_inference_steps": 2}
@@ -42,6 +43,7 @@ def run_of(folder: Path, recipe: str, *overrides: str) -> Run:
     moved = {n: w.detach() + 0.05 * torch.randn(w.shape, generator=noise) for n, w in named.items()}
     save_file({n: w.contiguous() for n, w in moved.items()}, checkpoint / "weights.safetensors")
     (checkpoint / "state.json").write_text(json.dumps({"step": 2, "buffers": {}}))
+    write_json(checkpoint / "manifest.json", manifest_of(checkpoint))
     return run
 
 
@@ -105,7 +107,7 @@ def test_merging_moves_the_network_by_rounding_only(svd_run: Run):
 
 
 def test_the_folder_holds_card_and_facts_and_no_frozen_weight(exported: Path, svd_run: Run):
-    own = {"README.md", "adapter.safetensors", "artifact.json"}
+    own = {"README.md", "adapter.safetensors", "artifact.json", "run"}
     parts = {"unet", "vae", "image_encoder", "feature_extractor", "scheduler", "model_index.json", "manifest.json"}
     assert {p.name for p in exported.iterdir()} == own | parts
     card = (exported / "README.md").read_text()
@@ -291,7 +293,7 @@ def test_bottlenecks_give_an_artifact_alone_that_makes_the_trained_frames(tiny_s
     overrides = [f"backbone.path={tiny_sd}", f"dataset.folder={tmp_path}", "adapters.style.rank=2", *words]
     run = run_of(tmp_path / "runs", "brand_style", *overrides)
     folder = export(str(run.path), tmp_path / "out", "fp32")
-    assert {p.name for p in folder.iterdir()} == {"README.md", "adapter.safetensors", "artifact.json"}
+    assert {p.name for p in folder.iterdir()} == {"README.md", "adapter.safetensors", "artifact.json", "run"}
     assert "mmtrain alone" in (folder / "README.md").read_text()
     how: dict[str, Any] = {"prompts": [PROMPT], **TINY, "seeds": [0]}
     ours, trained = (images(backbone=b, **how) for b in (artifact.load(folder)[0], artifact.of_run(run)[0]))

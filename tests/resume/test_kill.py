@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmtrain import artifact
 from mmtrain.data.shards import ShardWriter, encode_webp, write_world
+from mmtrain.run.checkpoints import newest
 
 FULL = os.environ.get("RESUME_PROOF") == "full"  # make resume-proof
 STEPS, KILLS = (120, 12) if FULL else (16, 4)
@@ -44,7 +44,7 @@ def command(recipe: str, shards: Path, *more: str) -> list[str]:
 def final(folder: Path) -> dict[str, bytes]:
     """The files that a run leaves, byte for byte: what trained, its average, the optimizer, the state and the log."""
     run = next(folder.iterdir())
-    checkpoint = artifact.newest(run / "checkpoints")
+    checkpoint = newest(run / "checkpoints")
     assert json.loads((checkpoint / "state.json").read_text())["step"] == STEPS
     found = {f.name: f.read_bytes() for f in [*checkpoint.iterdir(), run / "metrics.csv"]}
     assert {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"} <= set(found)

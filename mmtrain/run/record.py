@@ -4,44 +4,33 @@ The constructor of ``Run`` is the schema of a config's root: ``conf/config.yaml`
 """
 
 import difflib
+import fnmatch
 import hashlib
-import importlib.metadata
 import json
-import os
 import platform
 import re
-import subprocess
+import shutil
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mmtrain.errors import UserError
+from mmtrain.run.circumstances import PACKAGE, code_version, git_state, hardware, shipped_backbones, versions
+from mmtrain.run.files import write_json
 
-PACKAGE = Path(__file__).resolve().parent
 NOT_IDENTITY = frozenset(
     {
-        "folder",
-        "copies",
-        "logger",
-        "accelerator",
-        "device",
-        "devices",
-        "num_nodes",
-        "num_workers",
-        "threads",
-        "progress",
+        *("folder", "copies", "logger", "tags", "preview", "heldout", "progress"),
+        *("accelerator", "device", "devices", "num_nodes", "strategy", "num_workers", "threads", "rank_timeout"),
+        *("log_every", "checkpoint_every", "keep", "best"),
     }
 )
-"""Keys, at any depth, that change where and how a run is done but not what it computes."""
-PACKAGES = (
-    *("torch", "pytorch-lightning", "diffusers", "transformers", "peft", "webdataset", "hydra-core", "wandb"),
-    *("av", "numpy", "pillow", "safetensors"),
-)
+"""Keys, at any depth, that change where and how a run is done and what is kept of it, but not what it computes."""
 
 
 @dataclass(kw_only=True)
@@ -56,6 +45,7 @@ class Run:
         adapters: what trains, by name.
         preview: what is sampled while training, or null.
         folder: where run folders go.
+        tags: words by which `mmtrain report` finds runs that belong together.
         path: this run's own folder, once started or opened.
         manifest: what ``manifest.json`` holds.
     """
@@ -73,13 +63,22 @@ class Run:
     cache: Path | None = None
     preview: DictConfig | None = None
     folder: Path = Path("runs")
+    tags: list[str] = field(default_factory=list)
 
     cfg: DictConfig = field(init=False, repr=False)
     path: Path = field(init=False)
     manifest: dict[str, Any] = field(init=False, repr=False)
 
     @classmethod
-    def start(cls, cfg: DictConfig, folder: Path | str, *, data: str, bases: dict[str, Any]) -> "Run":
+    def start(
+        cls,
+        cfg: DictConfig,
+        folder: Path | str,
+        *,
+        data: str,
+        bases: dict[str, Any],
+        facts: Mapping[str, Any] | None = None,
+    ) -> "Run":
         """Make the run's folder ``<folder>/<time>-<name>-<id8>`` and write its manifest.
 
         Args:
@@ -87,6 +86,7 @@ class Run:
             folder: where run folders go.
             data: the data's fingerprint (``Source.fingerprint``).
             bases: the frozen weights that the run stands on, as each backbone's ``base`` gives them.
+            facts: to be kept in the manifest besides.
         """
         config = resolved(cfg)
         run_id = identity(config, data)
@@ -98,8 +98,10 @@ class Run:
             "name": cfg.name,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": sys.argv,
+            "tags": list(run.tags),
             "seed": cfg.seed,
             "config": config,
+            "shipped": str(shipped_backbones()),
             "data": data,
             "bases": bases,
             "code": code_version(),
@@ -107,6 +109,7 @@ class Run:
             "python": platform.python_version(),
             "packages": versions(),
             "hardware": hardware(),
+            **(facts or {}),
         }
         run.update_manifest()
         return run
@@ -139,27 +142,52 @@ class Run:
         """
         if (Path(text) / "manifest.json").is_file():
             return cls.open(text)
-        known = sorted(path.parent for path in Path(folder).glob("*/manifest.json"))
+        known = _known(folder)
         if text == "latest" and known:
             return cls.open(known[-1])
-        found = [path for path in known if path.name == text or path.name.rsplit("-", 1)[-1].startswith(text)]
+        found = [path for path in known if path.name == text or _id_of(path).startswith(text)]
         if text and len(found) == 1:
             return cls.open(found[0])
-        names = [path.name for path in known]
         if len(found) > 1:
             came = f"{len(found)} runs: {', '.join(p.name for p in found)}"
             raise UserError(text, came, "one run", "give the folder's whole name")
-        words = [*names, *(n.rsplit("-", 1)[-1] for n in names), *(["latest"] if names else [])]
-        close = difflib.get_close_matches(text, words, n=1)
-        have = f"one of {', '.join(names[-8:])}" if names else f"a run, and {folder} holds none yet"
-        fix = f"perhaps you meant {close[0]}" if close else "give a folder, the first characters of an id, or `latest`"
-        raise UserError(text, "no such run", have, fix)
+        raise _no_run(text, known, folder)
+
+    @classmethod
+    def find_all(cls, words: Sequence[str], folder: Path | str = "runs") -> list["Run"]:
+        """The runs that words name: each a folder, a pattern of folders or of their names, a tag, or what `find` takes.
+
+        Raises:
+            UserError: a word that names none.
+        """
+        known = {path: cls.open(path) for path in _known(folder)}
+        found: dict[Path, Run] = {}
+        for word in words:
+            named = [run for path, run in known.items() if _is_named(run, path, word)]
+            if not named and any(sign in word for sign in "*?["):
+                named = [cls.open(path) for path in sorted(Path().glob(word)) if (path / "manifest.json").is_file()]
+            for run in named or [cls.find(word, folder)]:
+                found[run.path.resolve()] = run
+        return list(found.values())
+
+    @classmethod
+    def same(cls, run_id: str, folder: Path | str) -> "Run | None":
+        """The newest run of one identity, or None: what ``--resume auto`` goes on with."""
+        runs = [cls.open(path) for path in _known(folder) if _id_of(path) == run_id[:8]]
+        return next((run for run in reversed(runs) if run.run_id == run_id), None)
 
     @classmethod
     def _of(cls, cfg: DictConfig) -> "Run":
         run = cls(**{str(key): cfg[key] for key in cfg if key != "_target_"})
         run.cfg = cfg
         return run
+
+    def leave_record(self, folder: Path) -> None:
+        """Copy what it takes to run this again and to compare: manifest, logged numbers, digests of weights."""
+        folder.mkdir()
+        for name in ("manifest.json", "metrics.csv", "digests.csv"):
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, folder / name)
 
     @property
     def run_id(self) -> str:
@@ -170,11 +198,43 @@ class Run:
         self.manifest.update(facts)
         write_json(self.path / "manifest.json", self.manifest)
 
-    def differences(self, cfg: DictConfig) -> list[str]:
-        """The identity's keys on which another config disagrees with this run, as ``key: ours, theirs``."""
-        ours, theirs = (_flat(_identity_part(c)) for c in (self.manifest["config"], resolved(cfg)))
-        keys = sorted(ours.keys() | theirs.keys())
-        return [f"{k}: {ours.get(k)!r}, {theirs.get(k)!r}" for k in keys if ours.get(k) != theirs.get(k)]
+    def not_the_same(self, cfg: DictConfig, data: str, bases: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """By key, this run's value and another's, wherever the two identities differ: the config's keys, ``code``,
+        ``data`` and ``bases``."""
+        found = differences(self.manifest["config"], resolved(cfg))
+        facts = {"code": code_version(), "data": data, "bases": {name: base["digest"] for name, base in bases.items()}}
+        ours = dict(self.manifest, bases={name: base["digest"] for name, base in self.manifest["bases"].items()})
+        return found | {key: (ours[key], value) for key, value in facts.items() if ours[key] != value}
+
+    def go_on_as(self, cfg: DictConfig, changed: dict[str, tuple[Any, Any]], step: int, code: str) -> None:
+        """Note that from a step on the run has another identity, as its user allowed; what it was stays readable."""
+        was = {key: ours for key, (ours, _) in changed.items()}
+        change = {"step": step, "at": datetime.now(UTC).isoformat(timespec="seconds"), "was": was}
+        self.cfg = cfg
+        self.update_manifest(config=resolved(cfg), code=code, changes=[*self.manifest.get("changes", []), change])
+
+
+def _known(folder: Path | str) -> list[Path]:
+    """The folders of runs in a folder, oldest first."""
+    return sorted(path.parent for path in Path(folder).glob("*/manifest.json"))
+
+
+def _id_of(path: Path) -> str:
+    """The beginning of a run's id, as its folder's name has it."""
+    return path.name.rsplit("-", 1)[-1].split(".")[0]
+
+
+def _is_named(run: Run, path: Path, word: str) -> bool:
+    return word in run.manifest.get("tags", []) or fnmatch.fnmatchcase(path.name, word)
+
+
+def _no_run(text: str, known: Sequence[Path], folder: Path | str) -> UserError:
+    names = [path.name for path in known]
+    words = [*names, *(n.rsplit("-", 1)[-1] for n in names), *(["latest"] if names else [])]
+    close = difflib.get_close_matches(text, words, n=1)
+    have = f"one of {', '.join(names[-8:])}" if names else f"a run, and {folder} holds none yet"
+    fix = f"perhaps you meant {close[0]}" if close else "give a folder, the first characters of an id, or `latest`"
+    return UserError(text, "no such run", have, fix)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -201,71 +261,23 @@ def _identity_part(value: Any) -> Any:
     return value
 
 
-def _flat(value: Any, where: str = "") -> dict[str, Any]:
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The identity's keys on which two configs disagree, with both values."""
+    mine, other = flat(_identity_part(ours)), flat(_identity_part(theirs))
+    keys = sorted(mine.keys() | other.keys())
+    return {key: (mine.get(key), other.get(key)) for key in keys if mine.get(key) != other.get(key)}
+
+
+def is_allowed(key: str, allowed: Collection[str]) -> bool:
+    """Whether a key, or a node that it lies in, is among those that a user allowed to differ."""
+    return any(key == each or key.startswith(f"{each}.") for each in allowed)
+
+
+def flat(value: Any, where: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted keys."""
     if not isinstance(value, dict) or not value:
         return {where: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{where}.{key}" if where else key).items()}
-
-
-def code_version() -> str:
-    """BLAKE2b over the names and bytes of mmtrain's own source files."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def git_state() -> dict[str, Any] | None:
-    """The checkout's commit and whether tracked files differ from it; None outside a checkout of mmtrain itself."""
-    root = PACKAGE.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "HEAD").strip()
-        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no").strip())}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of what a run's numbers depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """The machine in words: processor, cores, threads in use, graphics cards."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one piece."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    return {k: v for key, item in value.items() for k, v in flat(item, f"{where}.{key}" if where else key).items()}
 
 
 def _new_folder(parent: Path, name: str) -> Path:

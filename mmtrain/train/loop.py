@@ -1,0 +1,115 @@
+"""The steps of a run: Lightning's Trainer with our callbacks around one module and one loader."""
+
+import logging
+import warnings
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+
+from mmtrain import artifact, config
+from mmtrain.data.stream import Stream
+from mmtrain.run import Run
+from mmtrain.threads import calibrate
+from mmtrain.train.callbacks import Checkpoints, Log, Marks, Shown
+from mmtrain.train.heldout import HeldOut
+from mmtrain.train.loggers import Loggers
+from mmtrain.train.module import TrainModule
+from mmtrain.train.schedule import Fit
+from mmtrain.train.stop import Stop
+from mmtrain.train.voice import Voice
+
+
+def train(
+    cfg: DictConfig, schedule: Fit, module: TrainModule, source: Stream, run: Run, voice: Voice, until: int
+) -> None:
+    loggers = Loggers(cfg.logger, run.path / "events", voice)
+    stop = Stop()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    trainer = pl.Trainer(
+        max_steps=until - module.done,
+        accelerator=schedule.accelerator,
+        devices=schedule.devices,
+        strategy=schedule.strategy,
+        precision=schedule.precision,
+        logger=False,
+        callbacks=_callbacks(cfg, schedule, source, run, voice, loggers, stop, until),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.path,
+        log_every_n_steps=10**9,
+    )
+    loader = source.loader(
+        seed=cfg.seed,
+        batch_size=schedule.batch_size,
+        steps=schedule.steps,
+        consumed=module.done,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        num_workers=schedule.num_workers,
+    )
+    count = sum(w.numel() for w in module.weights.values())
+    frozen = sum(w.numel() for w in module.backbone.parameters()) - count
+    threads = _choose_threads(schedule, module, loader)
+    run.update_manifest(trainable=count, frozen=max(frozen, 0), threads=threads)
+    voice(f"{count:,} weights train, {max(frozen, 0):,} are frozen; {threads} thread(s)")
+    module.backbone.train(artifact.is_whole_backbone(dict(module.adapters.items())))
+    try:
+        trainer.fit(module, loader)
+    finally:
+        loggers.close("success" if module.step == until else "failed")
+    stop.raise_if_asked(module.step, run.path)
+
+
+def _callbacks(
+    cfg: DictConfig,
+    schedule: Fit,
+    source: Stream,
+    run: Run,
+    voice: Voice,
+    loggers: Loggers,
+    stop: Stop,
+    until: int,
+) -> list[pl.Callback]:
+    """In the order in which a step's end calls them: what is to be saved is known and logged before it is saved."""
+    log = Log(run.path / "metrics.csv", schedule.log_every, loggers)
+    save = Checkpoints(
+        log=log,
+        stop=stop,
+        stream=source,
+        voice=voice,
+        folder=run.path / "checkpoints",
+        run_id=run.run_id,
+        every=schedule.checkpoint_every,
+        keep=schedule.keep,
+        until=until,
+        best=schedule.best,
+        heldout=_heldout(cfg, schedule, run),
+    )
+    previews = [] if cfg.preview is None else [config.build(cfg.preview, loggers=loggers)]
+    return [stop, log, Marks(run.path / "digests.csv"), save, Shown(log, cfg.name, source, voice), *previews]
+
+
+def _heldout(cfg: DictConfig, schedule: Fit, run: Run) -> HeldOut | None:
+    if cfg.heldout is None:
+        return None
+    stream, file = config.build(cfg.heldout), run.path / "heldout.csv"
+    size, batches = schedule.batch_size, schedule.heldout_batches
+    return HeldOut(stream, seed=cfg.seed, batch_size=size, batches=batches, file=file)
+
+
+def _choose_threads(schedule: Fit, module: TrainModule, loader: Any) -> int:
+    if schedule.threads != "auto":
+        return schedule.threads
+    batch = next(iter(loader))
+
+    def work() -> None:
+        module.mean_loss(batch, torch.Tensor.backward).backward()
+        for weight in module.weights.values():
+            weight.grad = None
+
+    return calibrate(work)

@@ -1,0 +1,57 @@
+"""``Fit``: how long, how large and where a run is, as `conf/trainer` says it. Builds nothing."""
+
+from typing import Literal
+
+from mmtrain.errors import UserError
+
+
+class Fit:
+    """How long, how large, where.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        batch_size: samples of one batch, over all devices; each is one optimizer step.
+        accumulate: in how many pieces a batch goes through the network, to save memory. The gradients are those of one
+            piece: contrastive objectives still compare the whole batch (each piece runs twice then).
+        accelerator, devices, strategy, precision: as Lightning's Trainer takes them.
+        clip: norm to which gradients are clipped.
+        threads: CPU threads, or ``auto`` to measure which count pays on this machine now.
+        num_workers: processes that decode.
+        ema: decay of the moving average that is exported, or None for none.
+        log_every, checkpoint_every: in optimizer steps.
+        keep: checkpoints kept, the newest ones.
+        best: ``loss`` or ``heldout``: the checkpoint at which it was lowest is kept besides; None: none is.
+        heldout_batches: batches of the config's ``heldout`` that are measured at every checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        batch_size: int,
+        accumulate: int = 1,
+        accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+        devices: int = 1,
+        strategy: str = "auto",
+        precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+        clip: float = 1.0,
+        threads: int | Literal["auto"] = "auto",
+        num_workers: int = 0,
+        ema: float | None = None,
+        log_every: int = 10,
+        checkpoint_every: int = 200,
+        keep: int = 2,
+        best: Literal["loss", "heldout"] | None = None,
+        heldout_batches: int = 8,
+    ) -> None:
+        positive = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate, "devices": devices}
+        positive |= {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
+        positive["heldout_batches"] = heldout_batches
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"trainer.{name}", str(value), "at least 1", "give a positive number")
+        self.steps, self.batch_size, self.threads, self.num_workers = steps, batch_size, threads, num_workers
+        self.accelerator, self.devices, self.strategy, self.precision = accelerator, devices, strategy, precision
+        self.clip, self.ema, self.accumulate = clip, ema, accumulate
+        self.log_every, self.checkpoint_every, self.keep = log_every, checkpoint_every, keep
+        self.best, self.heldout_batches = best, heldout_batches
