@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint backbones bench bench-data resume-proof clean
+.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -40,6 +40,10 @@ bench: $(STAMP) ## what Lightning and our code cost over a bare loop of the same
 
 bench-data: $(STAMP) ## samples per second beside webdataset, over the same samples in the same run
 	@$(PY) benchmarks/data.py
+
+bench-align: $(STAMP) ## contrastive losses in tiles, cached towers, and OPEN_CLIP=<folder> for open_clip's own loop
+	@$(PY) -m benchmarks.tiles
+	@$(PY) -m benchmarks.align
 
 resume-proof: $(STAMP) ## kill runs of 120 steps twelve times each; every batch, loss and tensor must be equal
 	@RESUME_PROOF=full $(PY) -m pytest -s tests/resume/test_kill.py -k many

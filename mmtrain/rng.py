@@ -44,13 +44,17 @@ class Rng:
     def _generators(self, stream: str) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(key(self.seed, stream, self.step, p)) for p in self.positions]
 
+    def _rows(self, draw: Callable[..., Tensor], stream: str, shape: Sequence[int]) -> Tensor:
+        """A row for each sample; the type is said, since Lightning's precision can change the default one."""
+        return torch.stack([draw(tuple(shape), generator=g, dtype=torch.float32) for g in self._generators(stream)])
+
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Standard normal float32 ``[b, *shape]``, drawn on the CPU so that devices agree."""
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators(stream)])
+        return self._rows(torch.randn, stream, shape)
 
     def uniform(self, stream: str, shape: Sequence[int] = ()) -> Tensor:
         """Uniform float32 in [0, 1), ``[b, *shape]``."""
-        return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._generators(stream)])
+        return self._rows(torch.rand, stream, shape)
 
     def spread(self, stream: str) -> Tensor:
         """Uniform float64 ``[b]`` in (0, 1), evenly spread over samples at neighbouring positions.

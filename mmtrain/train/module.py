@@ -1,7 +1,7 @@
 """The one LightningModule: a frozen backbone, adapters that train, an objective. No arithmetic of any family."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmtrain.batch import Batch, Loss
 from mmtrain.errors import UserError
 from mmtrain.objective.whole import WholeBatch, pieces_of
-from mmtrain.rng import Rng
+from mmtrain.rng import Rng, drops_out
 from mmtrain.train.optim import AdamW
 
 
@@ -70,7 +70,8 @@ class TrainModule(pl.LightningModule):
         rng = Rng(self.seed, self.step, batch.positions)
         if isinstance(self.objective, WholeBatch):
             return self.objective(self.backbone, batch, rng, self.accumulate)
-        return self.objective(self.backbone, batch, rng)
+        with rng.dropout() if drops_out(self.backbone) else nullcontext():
+            return self.objective(self.backbone, batch, rng)
 
     def mean_loss(self, batch: Batch, backward: Callable[[Tensor], object]) -> Tensor:
         """The loss of which the gradient is still to be taken; it sets ``outcome``.

@@ -37,11 +37,12 @@ def pairs() -> Batch:
     return Batch(KEYS, list(range(40, 48)), CAPTIONS, frames)
 
 
-def towers(path: Path | str, dropout: float = 0.3) -> tuple[CLIP, dict[str, Any]]:
-    """Everything trains, temperature and bias too, with dropout in every attention and before both projections."""
+def towers(path: Path | str, name: str, dropout: float = 0.3) -> tuple[CLIP, dict[str, Any]]:
+    """Everything trains that an objective uses, with dropout in every attention and before both projections."""
     model = CLIP(path=str(path)).double()
     adapters: dict[str, Any] = {"full": Full(train=["*"], freeze=["logit_scale"])}
-    adapters["temperature"] = Temperature(scale=8.0, bias=-3.0)
+    if name != "apart":
+        adapters["temperature"] = Temperature(scale=8.0, bias=-3.0 if name == "siglip" else None)
     for adapter in adapters.values():
         adapter.attach(model)
     model.train()

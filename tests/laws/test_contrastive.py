@@ -90,7 +90,7 @@ def test_duplicates_are_all_pulled_and_never_pushed():
 @BOTH
 @pytest.mark.parametrize("pieces", [1, 2, 3, 4, 8])
 def test_pieces_give_the_gradients_of_the_whole_with_dropout_at_work(name: str, pieces: int, tiny_clip: Path):
-    model, adapters = towers(tiny_clip)
+    model, adapters = towers(tiny_clip, name)
     rng = Rng(3, 5, pairs().positions)
     whole = objective(name)(model, pairs(), rng)
     whole.per_sample.mean().backward()
@@ -107,12 +107,12 @@ def test_pieces_give_the_gradients_of_the_whole_with_dropout_at_work(name: str, 
 
 
 def test_dropout_is_at_work_in_these_laws(tiny_clip: Path):
-    model, _ = towers(tiny_clip)
+    model, _ = towers(tiny_clip, "contrastive")
     assert drops_out(model)
     losses = [Contrastive()(model, pairs(), Rng(0, step, pairs().positions)).per_sample for step in (0, 0, 1)]
     assert torch.equal(losses[0], losses[1])
     assert not torch.allclose(losses[0], losses[2])
-    still, _ = towers(tiny_clip, dropout=0.0)
+    still, _ = towers(tiny_clip, "contrastive", dropout=0.0)
     assert not drops_out(still)
 
 
@@ -152,7 +152,7 @@ def test_the_temperature_is_limited_and_finds_its_way_back():
 @BOTH
 def test_all_captions_equal_is_no_contest(name: str, tiny_clip: Path):
     """Defined: every pair is positive. InfoNCE has nothing to learn, SigLIP pulls all together; the log says so."""
-    model, adapters = towers(tiny_clip, dropout=0.0)
+    model, adapters = towers(tiny_clip, name, dropout=0.0)
     batch = pairs()
     batch.captions = ["a red circle"] * 8
     found = objective(name)(model, batch, Rng(0, 0, batch.positions))
@@ -166,7 +166,7 @@ def test_all_captions_equal_is_no_contest(name: str, tiny_clip: Path):
 
 
 def refused(tiny_clip: Path, **changes: list[str]) -> pytest.ExceptionInfo[UserError]:
-    model, _ = towers(tiny_clip)
+    model, _ = towers(tiny_clip, "contrastive")
     batch = pairs()
     for name, value in changes.items():
         setattr(batch, name, value)
@@ -176,7 +176,7 @@ def refused(tiny_clip: Path, **changes: list[str]) -> pytest.ExceptionInfo[UserE
 
 
 def test_a_single_pair_is_refused(tiny_clip: Path):
-    model, _ = towers(tiny_clip)
+    model, _ = towers(tiny_clip, "contrastive")
     one = pairs().part(slice(0, 1))
     with pytest.raises(UserError, match=r"one pair.*batch_size"):
         Contrastive()(model, one, Rng(0, 0, one.positions))
@@ -187,7 +187,7 @@ def test_an_empty_caption_is_refused_by_its_sample(tiny_clip: Path):
 
 
 def test_embeddings_that_are_not_finite_are_refused_before_the_step(tiny_clip: Path):
-    model, _ = towers(tiny_clip)
+    model, _ = towers(tiny_clip, "contrastive")
     batch = pairs()
     batch.frames[3, 0, 0, 5, 5] = torch.nan
     with pytest.raises(UserError, match="sample 'd'.*shown is not finite"):
@@ -195,7 +195,7 @@ def test_embeddings_that_are_not_finite_are_refused_before_the_step(tiny_clip: P
 
 
 def test_widths_that_differ_are_refused(tiny_clip: Path):
-    model, _ = towers(tiny_clip)
+    model, _ = towers(tiny_clip, "contrastive")
     model.embed_text = lambda captions: torch.zeros(len(captions), 96, dtype=torch.float64)
     with pytest.raises(UserError, match=r"24 wide.*96.*projection"):
         Contrastive()(model, pairs(), Rng(0, 0, pairs().positions))
@@ -223,7 +223,7 @@ def test_symmetric_takes_sides_that_are_not_normalised():
 
 
 def test_half_precision_is_compared_in_full(tiny_clip: Path):
-    model, _ = towers(tiny_clip, dropout=0.0)
+    model, _ = towers(tiny_clip, "contrastive", dropout=0.0)
     model.float()
     batch = Batch(pairs().keys, pairs().positions, pairs().captions, pairs().frames.float())
     wanted = Contrastive()(model, batch, Rng(0, 0, batch.positions)).per_sample
