@@ -37,6 +37,7 @@ class Aligned(nn.Module, ABC):
         visual_top, text_top: adapters behind that mean and behind the text's features, ``[b d]`` each.
         bias: SigLIP's b, one number; None where the model has none.
         truncated: captions that were cut.
+        ending: what a caption is told to end with, for tokenizers that add no end of their own.
     """
 
     stored = torch.float32
@@ -49,6 +50,7 @@ class Aligned(nn.Module, ABC):
         self.register_parameter("bias", None)
         self.over_time, self.visual_top, self.text_top = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.truncated: set[str] = set()
+        self.ending = ""
         self._table: dict[str, Tensor] = {}
 
     # what a family says of itself -------------------------------------------------------------------------------------
@@ -75,8 +77,8 @@ class Aligned(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def log_scale(self) -> Tensor:
-        """Logarithm of the temperature's inverse, t in s = eᵗ; a scalar."""
+    def log_scale(self) -> nn.Parameter:
+        """Logarithm of the temperature's inverse, t in s = eᵗ; one number."""
 
     @property
     @abstractmethod
@@ -158,15 +160,19 @@ class Aligned(nn.Module, ABC):
             raise UserError("captions", came, "words to align with", "write a caption for it, or leave the sample out")
         if self.long_captions == "truncate":
             captions = [self._cut(caption) for caption in captions]
-        return tokenize(self.tokenizer, captions, self.log_scale.device)
+        told = [caption + self.ending for caption in captions]
+        return tokenize(self.tokenizer, told, self.log_scale.device)
 
     def _cut(self, caption: str) -> str:
         """A caption's longest beginning of whole words that fits."""
         limit, words = self.tokenizer.model_max_length, caption.split()
-        while len(words) > 1 and len(self.tokenizer(" ".join(words)).input_ids) > limit:
+        while len(words) > 1 and self._length(" ".join(words)) > limit:
             self.truncated.add(caption)
             words.pop()
         return " ".join(words) if caption in self.truncated else caption
+
+    def _length(self, caption: str) -> int:
+        return len(self.tokenizer(caption + self.ending).input_ids)
 
     # the cache --------------------------------------------------------------------------------------------------------
 
