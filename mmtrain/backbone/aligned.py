@@ -142,13 +142,19 @@ class Aligned(nn.Module, ABC):
         self._joined()
         return _through(self.visual_top, _through(self.over_time, features).mean(1))
 
-    def _joined(self) -> None:
-        """Refuse towers whose embeddings cannot be compared."""
+    @property
+    def joined_widths(self) -> tuple[int, int]:
+        """Widths of text and of visual embeddings, with what stands on top of the towers by now."""
         text, visual = self.widths
         for top in self.text_top:
-            text = getattr(top, "out_features", text)
+            text = top.out_features if isinstance(top, nn.Linear) else text
         for top in self.visual_top:
-            visual = getattr(top, "out_features", visual)
+            visual = top.out_features if isinstance(top, nn.Linear) else visual
+        return text, visual
+
+    def _joined(self) -> None:
+        """Refuse towers whose embeddings cannot be compared."""
+        text, visual = self.joined_widths
         if text != visual:
             came = f"text embeddings of width {text}, visual ones of width {visual}"
             fix = "add `- /adapter@adapters.projection: projection` to the recipe's defaults"
@@ -213,7 +219,7 @@ class Aligned(nn.Module, ABC):
 
     def recall(self, captions: Iterable[str], table: Tensor) -> None:
         """Take these features ``[n d]`` for these captions from now on, as long as the text tower is frozen."""
-        self._table = dict(zip(captions, table, strict=True))
+        self._table |= dict(zip(captions, table, strict=True))
 
 
 def _through(tops: Iterable[nn.Module], features: Tensor) -> Tensor:
