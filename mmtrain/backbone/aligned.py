@@ -217,8 +217,11 @@ class Aligned(nn.Module, ABC):
             progress(min(start + _AT_ONCE, len(captions)), len(captions))
         return torch.cat(rows)
 
-    def recall(self, captions: Iterable[str], table: Tensor) -> None:
+    def recall(self, captions: Sequence[str], table: Tensor) -> None:
         """Take these features ``[n d]`` for these captions from now on, as long as the text tower is frozen."""
+        if self.long_captions == "truncate":
+            for caption in captions:
+                self._cut(caption)  # to be counted, though their features are there already
         self._table |= dict(zip(captions, table, strict=True))
 
 
