@@ -1,4 +1,7 @@
-"""Low-rank adapters on any network (Hu et al. 2021), through peft: W + (α / r)·B·A with B = 0 at the start."""
+"""Low-rank adapters on any network (Hu et al. 2021), through peft: W + (α / r)·B·A with B = 0 at the start.
+
+DoRA (Liu et al. 2024) trains the length of each of W's rows beside it: m·(W + (α / r)·B·A) / |W + (α / r)·B·A|.
+"""
 
 import copy
 from fnmatch import fnmatchcase
@@ -21,13 +24,16 @@ class LoRA(nn.Module):
         alpha: α; the update is scaled by α / r.
         targets: shell patterns over module names of the backbone's network.
         dropout: on the input of the update.
+        dora: train the rows' lengths too.
     """
 
-    def __init__(self, *, rank: int, alpha: float, targets: list[str], dropout: float = 0.0) -> None:
+    def __init__(
+        self, *, rank: int, alpha: float, targets: list[str], dropout: float = 0.0, dora: bool = False
+    ) -> None:
         super().__init__()
         if rank < 1 or alpha <= 0:
             raise UserError("adapter lora", f"rank {rank}, alpha {alpha}", "rank ≥ 1 and alpha > 0", "correct them")
-        self.rank, self.alpha, self.targets, self.dropout = rank, alpha, targets, dropout
+        self.rank, self.alpha, self.targets, self.dropout, self.dora = rank, alpha, targets, dropout, dora
         self._network: nn.Module | None = None
 
     def attach(self, backbone: Any) -> None:
@@ -48,14 +54,15 @@ class LoRA(nn.Module):
         if any(bound(network.get_submodule(name)) for name in chosen):
             fix = "name it after the LoRA in adapters"
             raise UserError("adapter lora", "a bottleneck behind the same layer already", "the LoRA first", fix)
-        config = LoraConfig(
+        self.config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=chosen,
             init_lora_weights=True,
+            use_dora=self.dora,
         )
-        inject_adapter_in_model(config, network)
+        inject_adapter_in_model(self.config, network)
         self._network = network
         for name, weight in network.named_parameters():
             weight.requires_grad_("lora_" in name)

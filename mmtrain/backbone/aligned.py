@@ -37,6 +37,7 @@ class Aligned(nn.Module, ABC):
         visual_top, text_top: adapters behind that mean and behind the text's features, ``[b d]`` each.
         bias: SigLIP's b, one number; None where the model has none.
         truncated: captions that were cut.
+        ending: what a caption is told to end with, for tokenizers that add no end of their own.
     """
 
     stored = torch.float32
@@ -49,6 +50,7 @@ class Aligned(nn.Module, ABC):
         self.register_parameter("bias", None)
         self.over_time, self.visual_top, self.text_top = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.truncated: set[str] = set()
+        self.ending = ""
         self._table: dict[str, Tensor] = {}
 
     # what a family says of itself -------------------------------------------------------------------------------------
@@ -75,8 +77,8 @@ class Aligned(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def log_scale(self) -> Tensor:
-        """Logarithm of the temperature's inverse, t in s = eᵗ; a scalar."""
+    def log_scale(self) -> nn.Parameter:
+        """Logarithm of the temperature's inverse, t in s = eᵗ; one number."""
 
     @property
     @abstractmethod
@@ -140,13 +142,19 @@ class Aligned(nn.Module, ABC):
         self._joined()
         return _through(self.visual_top, _through(self.over_time, features).mean(1))
 
-    def _joined(self) -> None:
-        """Refuse towers whose embeddings cannot be compared."""
+    @property
+    def joined_widths(self) -> tuple[int, int]:
+        """Widths of text and of visual embeddings, with what stands on top of the towers by now."""
         text, visual = self.widths
         for top in self.text_top:
-            text = getattr(top, "out_features", text)
+            text = top.out_features if isinstance(top, nn.Linear) else text
         for top in self.visual_top:
-            visual = getattr(top, "out_features", visual)
+            visual = top.out_features if isinstance(top, nn.Linear) else visual
+        return text, visual
+
+    def _joined(self) -> None:
+        """Refuse towers whose embeddings cannot be compared."""
+        text, visual = self.joined_widths
         if text != visual:
             came = f"text embeddings of width {text}, visual ones of width {visual}"
             fix = "add `- /adapter@adapters.projection: projection` to the recipe's defaults"
@@ -158,15 +166,19 @@ class Aligned(nn.Module, ABC):
             raise UserError("captions", came, "words to align with", "write a caption for it, or leave the sample out")
         if self.long_captions == "truncate":
             captions = [self._cut(caption) for caption in captions]
-        return tokenize(self.tokenizer, captions, self.log_scale.device)
+        told = [caption + self.ending for caption in captions]
+        return tokenize(self.tokenizer, told, self.log_scale.device)
 
     def _cut(self, caption: str) -> str:
         """A caption's longest beginning of whole words that fits."""
         limit, words = self.tokenizer.model_max_length, caption.split()
-        while len(words) > 1 and len(self.tokenizer(" ".join(words)).input_ids) > limit:
+        while len(words) > 1 and self._length(" ".join(words)) > limit:
             self.truncated.add(caption)
             words.pop()
         return " ".join(words) if caption in self.truncated else caption
+
+    def _length(self, caption: str) -> int:
+        return len(self.tokenizer(caption + self.ending).input_ids)
 
     # the cache --------------------------------------------------------------------------------------------------------
 
@@ -205,9 +217,12 @@ class Aligned(nn.Module, ABC):
             progress(min(start + _AT_ONCE, len(captions)), len(captions))
         return torch.cat(rows)
 
-    def recall(self, captions: Iterable[str], table: Tensor) -> None:
+    def recall(self, captions: Sequence[str], table: Tensor) -> None:
         """Take these features ``[n d]`` for these captions from now on, as long as the text tower is frozen."""
-        self._table = dict(zip(captions, table, strict=True))
+        if self.long_captions == "truncate":
+            for caption in captions:
+                self._cut(caption)  # to be counted, though their features are there already
+        self._table |= dict(zip(captions, table, strict=True))
 
 
 def _through(tops: Iterable[nn.Module], features: Tensor) -> Tensor:

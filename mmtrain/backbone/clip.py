@@ -60,7 +60,7 @@ class CLIP(Aligned):
         return {"path": self.path, "digest": digest(self.model)}
 
     @property
-    def log_scale(self) -> Tensor:
+    def log_scale(self) -> nn.Parameter:
         return self.model.logit_scale
 
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -68,26 +68,9 @@ class CLIP(Aligned):
 
     def visual_features(self, frames: Tensor) -> Tensor:
         """One feature of each frame ``[b t d]``; of a tower that sees k frames stacked, one of the clip ``[b 1 d]``."""
-        pixels = self.pixels(frames)
+        pixels = pixels_of(frames, self.model.config.vision_config, self.processor, self.path)
         features = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
         return features.unflatten(0, (len(frames), -1))
-
-    def pixels(self, frames: Tensor) -> Tensor:
-        """Frames ``[b t c h w]`` in [-1, 1] as the tower takes them, ``[b·n c h w]``.
-
-        Raises:
-            UserError: fewer frames than the tower stacks.
-        """
-        vision = self.model.config.vision_config
-        stacked, t = vision.num_channels // 3, frames.shape[1]
-        prepared = prepare(frames.flatten(0, 1), vision.image_size, self.processor)
-        if stacked == 1:
-            return prepared
-        if t < stacked:
-            fix = "give it clips: set dataset.num_frames"
-            raise UserError(f"backbone {self.path}", f"{t} frame(s)", f"at least {stacked}, which it sees at once", fix)
-        chosen = torch.linspace(0, t - 1, stacked).round().long()
-        return prepared.unflatten(0, (len(frames), t))[:, chosen].flatten(1, 2)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """A folder that `CLIPModel`, `CLIPTextModel` and `CLIPVisionModel` open."""
@@ -95,6 +78,24 @@ class CLIP(Aligned):
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         write_manifest(folder)
+
+
+def pixels_of(frames: Tensor, vision: Any, processor: Any, path: str) -> Tensor:
+    """Frames ``[b t c h w]`` in [-1, 1] as a CLIP vision tower takes them, ``[b·n c h w]``: each by itself, or as many
+    as it stacks, spread over the clip.
+
+    Raises:
+        UserError: fewer frames than the tower stacks.
+    """
+    stacked, t = vision.num_channels // 3, frames.shape[1]
+    prepared = prepare(frames.flatten(0, 1), vision.image_size, processor)
+    if stacked == 1:
+        return prepared
+    if t < stacked:
+        fix = "give it clips: set dataset.num_frames"
+        raise UserError(f"backbone {path}", f"{t} frame(s)", f"at least {stacked}, which it sees at once", fix)
+    chosen = torch.linspace(0, t - 1, stacked).round().long()
+    return prepared.unflatten(0, (len(frames), t))[:, chosen].flatten(1, 2)
 
 
 def prepare(images: Tensor, side: int, processor: Any) -> Tensor:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.markup import escape
 
 from mmtrain import artifact, config
+from mmtrain.backbone.aligned import Aligned
 from mmtrain.batch import to_unit
 from mmtrain.data.cache import encode_shards, place
 from mmtrain.data.mixture import Mixture
@@ -21,6 +22,7 @@ from mmtrain.train import checkpoint
 from mmtrain.train.failures import explained
 from mmtrain.train.loop import train
 from mmtrain.train.module import TrainModule
+from mmtrain.train.recall import fill_memories, recall_text
 from mmtrain.train.resume import Ask, refuse_early, taken_up
 from mmtrain.train.schedule import Fit
 from mmtrain.train.voice import Voice
@@ -62,6 +64,8 @@ def _fit(cfg: DictConfig, ask: Ask, voice: Voice) -> Path:
     backbone, adapters = artifact.assemble(cfg)
     run, newest = taken_up(cfg, pixels, backbone, ask, voice)
     source = _cached(cfg, pixels, backbone, schedule, voice)
+    if newest is None:
+        fill_memories(backbone, adapters, source, cfg.seed)
     module = TrainModule(
         backbone=backbone,
         adapters=adapters,
@@ -83,6 +87,8 @@ def _fit(cfg: DictConfig, ask: Ask, voice: Voice) -> Path:
     for stream in dict.fromkeys([pixels, source]):
         for shard, kinds in stream.bad_counts.items():
             voice(f"replaced in {shard}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    if isinstance(backbone, Aligned) and backbone.truncated:
+        voice(f"captions cut to the text tower's limit: {len(backbone.truncated)}")
     run.update_manifest(finished=datetime.now(UTC).isoformat(timespec="seconds"), step=until)
     voice(f"run: {escape(str(run.path))}")
     return run.path
@@ -99,19 +105,25 @@ def _cached(cfg: DictConfig, pixels: Source | Mixture, backbone: Any, schedule: 
 
 
 def _encoded(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, voice: Voice) -> Source:
-    folder = place(cfg.cache, pixels, backbone.encoder_id)
+    kept = backbone.stored if isinstance(backbone, Aligned) else torch.float16
+    encoder_id = backbone.encoder_id
+    folder = place(cfg.cache, pixels, encoder_id, kept)
     shown = _Encoding(voice)
     if schedule.threads == "auto":
         frames = torch.stack([_first(pixels)] * 4)
         calibrate(lambda: backbone.encode(frames))
-    encode_shards(pixels, folder, encode=backbone.encode, encoder_id=backbone.encoder_id, batch_size=8, progress=shown)
-    return Source(
+    how = {"encode": backbone.encode, "encoder_id": encoder_id, "batch_size": 8, "dtype": kept}
+    encode_shards(pixels, folder, **how, progress=shown)
+    source = Source(
         shards=str(folder),
         window=pixels.window,
         buckets=pixels.buckets,
         max_bad_fraction=pixels.max_bad_fraction,
         require_captions=pixels.require_captions,
     )
+    if isinstance(backbone, Aligned):
+        recall_text(backbone, source, folder, _Encoding(voice))
+    return source
 
 
 def _first(source: Source) -> torch.Tensor:

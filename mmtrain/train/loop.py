@@ -57,12 +57,23 @@ def train(
     threads = _choose_threads(schedule, module, loader)
     run.update_manifest(trainable=count, frozen=max(frozen, 0), threads=threads)
     voice(f"{count:,} weights train, {max(frozen, 0):,} are frozen; {threads} thread(s)")
+    for name, adapter in module.adapters.items():
+        for group, weights in _groups(adapter).items():
+            voice(f"  {name}: {sum(w.numel() for w in weights):,} in {group}")
     module.backbone.train(artifact.is_whole_backbone(dict(module.adapters.items())))
     try:
         trainer.fit(module, loader)
     finally:
         loggers.close("success" if module.step == until else "failed")
     stop.raise_if_asked(module.step, run.path)
+
+
+def _groups(adapter: Any) -> dict[str, list[torch.Tensor]]:
+    """What trains of an adapter, by the first word of its weights' names."""
+    groups: dict[str, list[torch.Tensor]] = {}
+    for name, weight in adapter.named_weights().items():
+        groups.setdefault(name.split(".")[0], []).append(weight)
+    return groups
 
 
 def _callbacks(

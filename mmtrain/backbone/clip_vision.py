@@ -1,0 +1,42 @@
+"""The vision tower of a CLIP by itself, with its projection: one side of a `Pair`. Each frame is seen alone."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+from mmtrain.adapter.lora import merged
+from mmtrain.backbone.clip import pixels_of
+from mmtrain.backbone.weights import copy_as, load
+
+OTHERS = ("text_model.", "text_projection.", "logit_scale")
+
+
+class ClipVision(nn.Module):
+    """CLIP's vision tower by hub id or folder, of a whole CLIP or of the tower alone.
+
+    Args:
+        path: what `CLIPVisionModelWithProjection.from_pretrained` opens.
+        revision: git revision of a hub id.
+    """
+
+    def __init__(self, *, path: str, revision: str | None = None) -> None:
+        super().__init__()
+        self.model: Any = load(CLIPVisionModelWithProjection, path, revision=revision, unused=OTHERS)
+        self.processor: Any = CLIPImageProcessorPil.from_pretrained(path, revision=revision)
+        self.path = path
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.projection_dim)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames ``[b t c h w]`` in [-1, 1] → ``[b t d]``; ``[b 1 d]`` of a tower that stacks frames."""
+        pixels = pixels_of(frames, self.model.config, self.processor, self.path)
+        return self.model(pixel_values=pixels).image_embeds.unflatten(0, (len(frames), -1))
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        copy_as(merged(self.model), dtype).save_pretrained(folder)
+        self.processor.save_pretrained(folder)
