@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from mmtrain.adapter.projection import Projection
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.open_clip_loop import Loop
 from mmtrain import artifact, config
+from mmtrain.adapter.projection import Projection
 from mmtrain.adapter.temperature import Temperature
 from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.text import tokenize

@@ -4,6 +4,7 @@
 
 Prints samples/s (min – median – max over rounds) and the ratio of the medians to the aim. Ours reads in its random
 order and compares every checksum; webdataset reads from front to back, in shards' order, through its shuffle buffer.
+Then seconds to open an index of a million samples, and to find the sample at a position of it, anywhere.
 """
 
 import io
@@ -23,6 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmtrain.data import world
+from mmtrain.data.facts import FACTS
+from mmtrain.data.index import save
+from mmtrain.data.scan import Shard
 from mmtrain.data.shards import ShardWriter
 from mmtrain.data.source import Source, read_members
 
@@ -91,6 +95,62 @@ def rate(samples: Iterator[Any]) -> float:
     return count / (time.perf_counter() - start)
 
 
+def large(folder: Path, shards: int = 1000, samples: int = 1000) -> Path:
+    """An index of a million samples (a clip, a caption and a json each), beside files that hold nothing."""
+    folder.mkdir()
+    found = {}
+    members = np.arange(3 * samples)
+    for n in range(shards):
+        path = folder / f"{n:06d}.tar"
+        path.touch()
+        stat = path.stat()
+        found[path.name] = Shard(
+            path,
+            stat.st_size,
+            stat.st_mtime_ns,
+            sha256=f"{n:064x}",
+            ignored=0,
+            keys=[f"{n:06d}{i:06d}" for i in range(samples)],
+            vocabulary=("json", "mp4", "txt"),
+            starts=np.arange(0, 3 * samples + 1, 3),
+            offsets=members * 1024 + 512,
+            sizes=np.full(3 * samples, 512),
+            crcs=np.zeros(3 * samples, np.uint32),
+            suffixes=(members % 3).astype(np.uint16),
+            facts=np.zeros(samples, FACTS),
+            keyframe_starts=np.arange(samples + 1),
+            keyframes=np.zeros(samples, np.uint32),
+        )
+    save(folder, found)
+    return folder
+
+
+def seconds(work: Callable[[int], Any]) -> list[float]:
+    found = []
+    for seed in range(ROUNDS):
+        start = time.perf_counter()
+        work(seed)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def sought(folder: Path) -> Table:
+    """Opening and seeking; each seek is of an epoch and a window that were not looked at before."""
+    where = str(large(folder))
+    source = Source(shards=where)
+    assert len(source) == 1_000_000
+    table = Table("an index of 1,000,000 samples", "seconds, min – median – max", "aim", title="one process")
+    for what, work, aim in (
+        ("opening it", lambda seed: Source(shards=where), 1.0),
+        ("seeking", lambda seed: source.order(seed, 1)[987_654_321 + 123_456_789 * seed], 0.1),
+    ):
+        times = seconds(work)
+        table.add_row(
+            what, " – ".join(f"{t:.3f}" for t in (min(times), statistics.median(times), max(times))), f"{aim:g}"
+        )
+    return table
+
+
 def main() -> None:
     torch.set_num_threads(1)
     table = Table("what", "webdataset, samples/s", "mmtrain, samples/s", "ratio", "aim", title="one process")
@@ -117,7 +177,9 @@ def main() -> None:
             shown = [f"{min(r):,.0f} – {statistics.median(r):,.0f} – {max(r):,.0f}" for r in found.values()]
             ratio = statistics.median(found["ours"]) / statistics.median(found["theirs"])
             table.add_row(what, *shown, f"{ratio:.2f}", f"{AIMS[what]:g}")
+        found = sought(folder / "large")
     Console().print(table)
+    Console().print(found)
 
 
 if __name__ == "__main__":

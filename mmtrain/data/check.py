@@ -175,7 +175,9 @@ class _Found:
         exact = {digest: keys for digest, keys in exact.items() if len(keys) > 1}
         repeats = {key for keys in exact.values() for key in keys[1:]}
         names = [key for key, _ in self.looks if key not in repeats]
-        near = groups(near_pairs(_signatures((key, s) for key, s in self.looks if key not in repeats)))
+        firsts, pairs = near_pairs(_signatures((key, s) for key, s in self.looks if key not in repeats))
+        equal = np.stack([firsts, np.arange(len(firsts))], axis=1)
+        near = groups(np.concatenate([pairs, equal[firsts < equal[:, 1]]]))
         return {
             "bad": self.bad,
             "missing_captions": self.missing_captions,
@@ -223,10 +225,15 @@ def _leaked(train: _Found, heldout: _Found) -> dict[str, str]:
     """Key held out → key of a sample to train on that has the same bytes or looks the same."""
     digests = {digest: key for key, digest in reversed(train.seen)}
     found = {key: digests[digest] for key, digest in heldout.seen if digest in digests}
-    looks, first = [*train.looks, *heldout.looks], len(train.looks)
-    for i, j in near_pairs(_signatures(looks)).tolist():
-        if i < first <= j:
-            found.setdefault(looks[j][0], looks[i][0])
+    looks, count = [*train.looks, *heldout.looks], len(train.looks)
+    firsts, pairs = near_pairs(_signatures(looks))
+    owners = {i: i for i in range(count)}  # a first that is held out → the sample to train on that looks like it
+    for i, j in pairs.tolist():
+        if i < count <= j:
+            owners.setdefault(j, i)
+    for j in range(count, len(looks)):
+        if (owner := owners.get(int(firsts[j]))) is not None:
+            found.setdefault(looks[j][0], looks[owner][0])
     return dict(sorted(found.items()))
 
 

@@ -29,6 +29,7 @@ from mmtrain.data.workers import Tick, spread
 from mmtrain.errors import UserError, UserErrors
 
 SIDECAR = "index.npz"
+_CAPTION = 1 << 16  # what a caption weighs where a medium weighs 1
 VERSION = 2
 
 _BY_SAMPLE = ("starts", "keyframe_starts")  # columns of a shard with an entry for each sample and one more
@@ -124,13 +125,12 @@ class Index:
             UserError: for a caption without its image or clip, an image without caption (where one is required), a
                 sample with two media, or pixels and encoder outputs mixed.
         """
-        kinds = set()
+        kinds: set[str] = set()
         for shard in self.shards:
-            columns = (shard.are(MEDIA), shard.are(["txt"]))
-            found, told = (np.add.reduceat(column.astype(np.int64), shard.starts[:-1]) for column in columns)
-            for j in np.flatnonzero((found != 1) | ((told == 0) & require_captions)):
+            counted = shard.weighed({"txt": _CAPTION, **dict.fromkeys(MEDIA, 1)})
+            for j in np.flatnonzero((counted % _CAPTION != 1) | ((counted < _CAPTION) & require_captions)):
                 raise _incomplete(shard, int(j))
-            used = {shard.vocabulary[place] for place in np.unique(shard.suffixes)}
+            used = (shard.vocabulary[place] for place in np.flatnonzero(np.bincount(shard.suffixes)))
             kinds |= {"encoded" if s in ENCODED else "frames" for s in used if s in MEDIA}
         if len(kinds) > 1:
             where, fix = str(self.shards[0].path.parent), "keep them in separate folders"
@@ -197,8 +197,9 @@ class _Folder:
     """Shards of one folder, from its sidecar where size and time still match, else read again and compared."""
 
     def __init__(self, folder: Path, paths: list[Path], *, whole: bool, verify: bool) -> None:
-        self.folder, self.known = folder, _load(folder)
-        self.gone = [name for name in self.known if not (folder / name).exists()]
+        self.folder, self.known = folder, _load(folder, {path.name: path for path in paths})
+        there = set(os.listdir(folder))  # noqa: PTH208  (names, not a thousand paths)
+        self.gone = [name for name in self.known if name not in there]
         self.faults = [_gone(folder / name) for name in self.gone if whole]
         self.trusted: dict[Path, Shard] = {}
         self.unread: list[Path] = []
@@ -230,7 +231,7 @@ class _Folder:
                 found[path] = after
         if any(not _same(self.known.get(path.name), found[path]) for path in self.unread if path in found):
             kept = {n: s for n, s in self.known.items() if n not in self.gone}
-            _save(self.folder, {**kept, **{p.name: s for p, s in found.items()}})
+            save(self.folder, {**kept, **{p.name: s for p, s in found.items()}})
         return found
 
 
@@ -261,7 +262,7 @@ def _altered(before: Shard, after: Shard) -> UserError:
     return UserError(f"shard {after.path}", came, f"sha256 {before.sha256[:12]}…, not {after.sha256[:12]}…", fix)
 
 
-def _save(folder: Path, shards: dict[str, Shard]) -> None:
+def save(folder: Path, shards: dict[str, Shard]) -> None:
     """Writes the sidecar in one rename; a folder that cannot be written to is indexed again each time."""
     rows = sorted(shards.values(), key=lambda s: s.path.name)
     vocabulary = sorted({suffix for s in rows for suffix in s.vocabulary})
@@ -290,18 +291,21 @@ def _save(folder: Path, shards: dict[str, Shard]) -> None:
         staging.unlink(missing_ok=True)
 
 
-def _load(folder: Path) -> dict[str, Shard]:
-    """The sidecar's shards by file name; none if there is no sidecar that this version can read."""
+def _load(folder: Path, paths: dict[str, Path]) -> dict[str, Shard]:
+    """The sidecar's shards by file name; none if there is no sidecar that this version can read. ``paths`` are those
+    of shards that are known already (to make a thousand takes longer than to read the rest)."""
     try:
         with np.load(folder / SIDECAR, allow_pickle=False) as file:
             data = {name: file[name] for name in file.files}
         head = json.loads(data["head"].tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
-    return _unpack(folder, head, data) if head.get("version") == VERSION else {}
+    return _unpack(folder, paths, head, data) if head.get("version") == VERSION else {}
 
 
-def _unpack(folder: Path, head: dict[str, Any], data: dict[str, np.ndarray]) -> dict[str, Shard]:
+def _unpack(
+    folder: Path, paths: dict[str, Path], head: dict[str, Any], data: dict[str, np.ndarray]
+) -> dict[str, Shard]:
     keys, vocabulary = data["keys"].tobytes().decode().split("\n"), tuple(head["suffixes"])
     found, sample, member, keyframe = {}, 0, 0, 0
     for row, (name, size, mtime_ns, sha256, ignored, samples, members, keyframes) in enumerate(head["shards"]):
@@ -311,6 +315,7 @@ def _unpack(folder: Path, head: dict[str, Any], data: dict[str, np.ndarray]) -> 
         columns["facts"] = data["facts"][sample : sample + samples]
         columns["keyframes"] = data["keyframes"][keyframe : keyframe + keyframes]
         part = keys[sample : sample + samples]
-        found[name] = Shard(folder / name, size, mtime_ns, sha256, ignored, part, vocabulary, **columns)
+        path = paths.get(name) or folder / name
+        found[name] = Shard(path, size, mtime_ns, sha256, ignored, part, vocabulary, **columns)
         sample, member, keyframe = sample + samples, member + members, keyframe + keyframes
     return found

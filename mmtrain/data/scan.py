@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,10 @@ class Shard:
             found[suffix] = Member(name, int(self.offsets[m]), int(self.sizes[m]), int(self.crcs[m]))
         return found
 
-    def are(self, suffixes: Sequence[str]) -> np.ndarray:
-        """bool ``[members]``: whose suffix is one of these."""
-        table = np.array([suffix in suffixes for suffix in self.vocabulary], bool)
-        found: np.ndarray = table[self.suffixes]
+    def weighed(self, weights: Mapping[str, int]) -> np.ndarray:
+        """int64 ``[samples]``: the sum of the weights of a sample's suffixes."""
+        table = np.array([weights.get(suffix, 0) for suffix in self.vocabulary], np.int64)
+        found: np.ndarray = np.add.reduceat(table[self.suffixes], self.starts[:-1])
         return found
 
 

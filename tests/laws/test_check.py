@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from mmtrain import cli
+from mmtrain.data import duplicates
 from mmtrain.data.check import check, readable
 from mmtrain.data.decode import encode_mp4
 from mmtrain.data.duplicates import NEAR_BITS, SIGNATURE, groups, near_pairs
@@ -107,6 +108,7 @@ def test_near_pairs_are_all_pairs_within_the_bound() -> None:
         flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, rng.integers(1, 6)).astype(np.uint64))
         row["hash"] = rng.choice(centres) ^ flips
         row["small"] = rng.choice([0, 15, 30])
+    rows[290:] = rows[:10]
     wanted = [
         [i, j]
         for i in range(300)
@@ -114,10 +116,46 @@ def test_near_pairs_are_all_pairs_within_the_bound() -> None:
         if (int(rows["hash"][i]) ^ int(rows["hash"][j])).bit_count() <= NEAR_BITS
         and abs(int(rows["small"][i, 0, 0, 0, 0]) - int(rows["small"][j, 0, 0, 0, 0])) <= 20
     ]
-    found = near_pairs(rows)
+    firsts, pairs = near_pairs(rows)
+    alike = {(i, j) for i, j in pairs.tolist()} | {(i, i) for i in firsts.tolist()}
+    found = [[i, j] for i in range(300) for j in range(i + 1, 300) if tuple(sorted(firsts[[i, j]].tolist())) in alike]
     assert len(wanted) > 100
-    assert found.tolist() == wanted
+    assert len(set(firsts.tolist())) < 300
+    assert found == wanted
     assert groups(np.array([[3, 4], [1, 2], [4, 9]])) == [[1, 2], [3, 4, 9]]
+
+
+def test_many_plain_pictures_are_compared_with_few() -> None:
+    """All have one hash. Which are alike is known: each colour beside its two neighbours; and many are equal."""
+    rows = np.zeros(20_000, SIGNATURE)
+    reds, greens = np.divmod(np.arange(20_000) % 144, 12)
+    rows["small"][..., 0], rows["small"][..., 1] = (v[:, None, None, None] * 20 for v in (reds, greens))
+    rows["small"][:, 0, 0, 0, 2] = np.arange(20_000) % 7  # of each colour a few kinds
+    firsts, pairs = near_pairs(rows)
+    assert len(set(firsts.tolist())) == 144 * 7
+    beside = {(min(a, b), max(a, b)) for a in range(144) for b in range(144) if _touch(a, b)}
+    assert {tuple(sorted((i % 144, j % 144))) for i, j in pairs.tolist()} == beside | {(a, a) for a in range(144)}
+    assert len(groups(pairs)) == 1
+
+
+def _touch(a: int, b: int) -> bool:
+    return a != b and max(abs(a // 12 - b // 12), abs(a % 12 - b % 12)) == 1
+
+
+def test_a_spread_of_plain_pictures_is_not_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.zeros(3_000, SIGNATURE)
+    rows["small"] = np.random.default_rng(0).integers(0, 256, (3_000, 1, 1, 1, 3))
+    compared = 0
+    own = duplicates._compared
+
+    def counted(signatures: np.ndarray, places: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(places) ** 2
+        return own(signatures, places)
+
+    monkeypatch.setattr(duplicates, "_compared", counted)
+    near_pairs(rows)
+    assert compared < 6 * 3_000**2 / 4  # six bands, and a quarter of the pairs in each
 
 
 def test_the_verb_says_it_by_its_status(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,10 @@
     python -m tests.resume.launcher < plan.json
 
 The plan: ``words`` (of the command line, without folder), ``folder``, ``kills`` (a list of step and, true, whether to
-wait for a checkpoint that is being written), ``workers`` (for each start), ``seed``. Beside the runs it writes
-``whole.txt`` and ``killed.txt``: for each batch that was trained on its step, a digest of its keys and captions, and
-its loss in hex. Batches that were done again after a kill are in it each time.
+wait for a checkpoint that is being written), ``workers`` and ``ranks`` (for each start), ``seed``. Beside the runs it
+writes ``whole.txt`` and ``killed.txt`` (of rank 1, ``killed-1.txt``): for each batch that was trained on its step, a
+digest of each sample's key, position and caption, and the loss in hex. Batches that were done again after a kill are in
+it each time.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -27,12 +29,30 @@ from mmtrain.train.callbacks import Log
 PATIENCE = 600  # seconds for any one start
 
 
-def start(words: list[str], told: Path) -> int:
+def start_ranks(words: list[str], told: Path, ranks: int) -> list[int]:
+    """Children that train together, as torchrun starts them."""
+    if ranks == 1:
+        return [start(words, told, {})]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "NODE_RANK": "0", "GROUP_RANK": "0"}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "resume"}
+    children = []
+    for rank in range(ranks):
+        file = told.with_stem(f"{told.stem}-{rank}") if rank else told
+        own = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        children.append(start([*words, f"trainer.devices={ranks}"], file, own))
+    return children
+
+
+def start(words: list[str], told: Path, env: dict[str, str]) -> int:
     """A child in a process group of its own; its output goes beside the batches' file."""
     child = os.fork()
     if child:
         return child
     os.setsid()
+    os.environ.update(env)
     out = os.open(told.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -54,9 +74,10 @@ def _tell_batches(told: Path) -> None:
     ours = Log.on_train_batch_end
 
     def wrapped(self: Log, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        text = json.dumps([batch.keys, batch.positions, batch.captions])
+        rows = zip(batch.keys, batch.positions, batch.captions, strict=True)
+        digests = [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16] for row in rows]
         loss = float(module.outcome.per_sample.detach().mean()).hex()
-        os.write(file, f"{module.step} {hashlib.sha256(text.encode()).hexdigest()[:16]} {loss}\n".encode())
+        os.write(file, f"{module.step} {','.join(digests)} {loss}\n".encode())
         ours(self, trainer, module, outputs, batch, batch_idx)
 
     Log.on_train_batch_end = wrapped  # type: ignore[method-assign]
@@ -66,8 +87,10 @@ def finish(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_at(child: int, told: Path, folder: Path, step: int, in_checkpoint: bool, draw: random.Random) -> str:
-    """Kill -9 of the child's whole group once it has done a step: at a random moment, or inside a checkpoint."""
+def kill_at(children: list[int], told: Path, folder: Path, step: int, in_checkpoint: bool, draw: random.Random) -> str:
+    """Kill -9 of the children's whole groups once the first has done a step: at a random moment, or inside a
+    checkpoint."""
+    child = children[0]
     deadline = time.monotonic() + PATIENCE
     while _reached(told) < step:
         assert os.waitpid(child, os.WNOHANG) == (0, 0), f"the run ended before step {step}"
@@ -79,8 +102,11 @@ def kill_at(child: int, told: Path, folder: Path, step: int, in_checkpoint: bool
         time.sleep(draw.uniform(0, 0.003))
     else:
         time.sleep(draw.uniform(0, 0.2))
-    os.killpg(child, signal.SIGKILL)
+    for each in children:
+        os.killpg(each, signal.SIGKILL)
     assert finish(child) == -signal.SIGKILL, "the run ended before it could be killed"
+    for each in children[1:]:
+        finish(each)
     torn = [path.name for path in folder.glob("*/checkpoints/.step-*.part")]
     return f"killed after step {_reached(told)}" + (f", inside {torn[-1][1:-5]}'s checkpoint" if torn else "")
 
@@ -93,17 +119,19 @@ def _reached(told: Path) -> int:
 def main() -> None:
     plan = json.load(sys.stdin)
     folder, draw = Path(plan["folder"]), random.Random(plan["seed"])
-    code = finish(start([*plan["words"], f"folder={folder / 'whole'}"], folder / "whole.txt"))
+    code = finish(start([*plan["words"], f"folder={folder / 'whole'}"], folder / "whole.txt", {}))
     assert code == 0, (folder / "whole.log").read_text()
     words, told, killed = [*plan["words"], f"folder={folder / 'killed'}"], folder / "killed.txt", folder / "killed"
-    for number, workers in enumerate(plan["workers"]):
+    for number, (workers, ranks) in enumerate(zip(plan["workers"], plan["ranks"], strict=True)):
         more = ["--resume", str(next(killed.iterdir()))] if number else []
-        child = start([*words, f"trainer.num_workers={workers}", *more], told)
+        children = start_ranks([*words, f"trainer.num_workers={workers}", *more], told, ranks)
         if number < len(plan["kills"]):
             step, in_checkpoint = plan["kills"][number]
-            print(f"{workers} workers: {kill_at(child, told, killed, step, in_checkpoint, draw)}", flush=True)
+            said = kill_at(children, told, killed, step, in_checkpoint, draw)
+            print(f"{workers} workers, {ranks} ranks: {said}", flush=True)
         else:
-            assert finish(child) == 0, (folder / "killed.log").read_text()
+            codes = [finish(child) for child in children]
+            assert not any(codes), (folder / "killed.log").read_text()
 
 
 if __name__ == "__main__":

@@ -68,30 +68,45 @@ def plan(seed: int) -> tuple[list[tuple[int, bool]], list[int]]:
     return kills, [draw.choice([0, 1, 2]) if n > 2 else n for n in range(KILLS + 1)]
 
 
-@pytest.mark.parametrize("kind", ["contrastive, pixels", "denoising, cache", "denoising, pixels"])
-def test_killed_many_times_equals_uninterrupted(
-    kind: str, shards: Path, short_captions: Path, tmp_path: Path, tiny_clip: Path, tiny_svd: Path
-) -> None:
-    if kind == "denoising, pixels" and not FULL:
-        pytest.skip("in make resume-proof")
-    if kind == "contrastive, pixels":
-        words = command("pretrain_clip", shards, "trainer.ema=0.9")
-    else:
-        more = [
-            f"backbone.path={tiny_svd}",
-            f"backbone.text_path={tiny_clip}",
-            "dataset.num_frames=3",
-            "dataset.stride=1",
-        ]
-        more += ["adapters.bridge.width=16", "adapters.bridge.heads=2"]
-        cache = f"cache={tmp_path / 'cache'}" if kind == "denoising, cache" else "cache=null"
-        words = command("svd_text_bridge", short_captions, *more, cache)
-    kills, workers = plan(seed=len(kind))
-    told = {"words": words, "folder": str(tmp_path), "kills": kills, "workers": workers, "seed": 0}
+def launched(
+    words: list[str], folder: Path, kills: list[tuple[int, bool]], workers: list[int], ranks: list[int]
+) -> str:
+    """What the launcher says of a whole and of a killed run."""
+    told = {"words": words, "folder": str(folder), "kills": kills, "workers": workers, "ranks": ranks, "seed": 0}
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "tests.resume.launcher"]
     done = subprocess.run(launch, cwd=ROOT, env=env, input=json.dumps(told), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+KINDS = ["contrastive, pixels", "contrastive, cache", "denoising, pixels", "denoising, cache"]
+SHORT = ("contrastive, pixels", "denoising, cache")  # the others in make resume-proof
+
+
+@pytest.fixture
+def words(
+    request: pytest.FixtureRequest, shards: Path, short_captions: Path, tmp_path: Path, tiny_clip: Path, tiny_svd: Path
+) -> list[str]:
+    """The command line of a kind of run: what is trained, and from what."""
+    objective, place = request.param.split(", ")
+    cache = f"cache={tmp_path / 'cache'}" if place == "cache" else "cache=null"
+    if objective == "denoising":
+        more = [f"backbone.path={tiny_svd}", f"backbone.text_path={tiny_clip}", "dataset.num_frames=3"]
+        more += ["dataset.stride=1", "adapters.bridge.width=16", "adapters.bridge.heads=2"]
+        return command("svd_text_bridge", short_captions, *more, cache)
+    if place == "pixels":
+        return command("pretrain_clip", shards, "trainer.ema=0.9", cache)
+    more = ["backbone=clip", f"backbone.path={tiny_clip}", "adapters.full.train=[text*,logit_scale]"]
+    return command("pretrain_clip", short_captions, *more, "trainer.ema=0.9", cache)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(kind, kind) for kind in KINDS], indirect=["words"], ids=KINDS)
+def test_killed_many_times_equals_uninterrupted(kind: str, words: list[str], tmp_path: Path) -> None:
+    if kind not in SHORT and not FULL:
+        pytest.skip("in make resume-proof")
+    kills, workers = plan(seed=len(kind))
+    said = launched(words, tmp_path, kills, workers, [1] * len(workers))
     whole, killed = batches(tmp_path / "whole.txt"), batches(tmp_path / "killed.txt")
     assert sorted(whole) == list(range(1, STEPS + 1))
     assert len(set.union(*whole.values())) == STEPS  # no two batches are alike: equality below means something
@@ -99,7 +114,34 @@ def test_killed_many_times_equals_uninterrupted(
     assert final(tmp_path / "killed") == final(tmp_path / "whole")
     again = len((tmp_path / "killed.txt").read_text().splitlines()) - STEPS
     print(f"\n{kind}: {STEPS} steps, {KILLS} kills, {again} steps done again; losses, batches and tensors are equal")
-    print(done.stdout)
+    print(said)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(kind, kind) for kind in KINDS], indirect=["words"], ids=KINDS)
+def test_another_number_of_ranks_sees_the_same_batches(kind: str, words: list[str], tmp_path: Path) -> None:
+    """One rank, then two, then one, killed between: the batches are equal, the losses to what sums of floats are."""
+    if kind != "contrastive, cache" and not FULL:
+        pytest.skip("in make resume-proof")
+    first, second = STEPS // 3, 2 * STEPS // 3
+    said = launched(words, tmp_path, [(first, False), (second, False)], [0, 1, 0], [1, 2, 1])
+    whole, resumed = told(tmp_path / "whole.txt"), told(tmp_path / "killed.txt")
+    other = told(tmp_path / "killed-1.txt")
+    assert other  # it has taken part
+    apart = 0.0
+    for step, (digests, loss) in whole.items():
+        own, found = resumed[step]
+        if len(own) < len(digests):  # the last word was that of two ranks
+            own, found = own + other[step][0], (found + other[step][1]) / 2
+        assert own == digests
+        apart = max(apart, abs(found - loss) / abs(loss))
+    assert apart < 1e-4
+    print(f"\n{kind}: {STEPS} steps by 1, 2 and 1 ranks; batches are equal, losses to {apart:.1e}\n{said}")
+
+
+def told(path: Path) -> dict[int, tuple[list[str], float]]:
+    """Step → digests of its samples, and its loss, as they were the last time."""
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {int(step): (digests.split(","), float.fromhex(loss)) for step, digests, loss in rows}
 
 
 def test_another_identity_is_refused_with_its_keys(shards: Path, tmp_path: Path):
