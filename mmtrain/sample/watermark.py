@@ -2,7 +2,8 @@
 
 Spread spectrum (Cox et al. 1997) in Cb, where H.264 and the eye spend least: a key draws a tile of ± chips that is
 repeated over the frame, the same in every frame. A quarter of the chips is known to the reader (the pilot) and finds
-scale, mirroring and offset; the others carry the bits, five in sixteen chips (biorthogonal code). Numpy alone; files and credentials are `provenance.py`.
+scale, mirroring and offset; the others carry the bits, five to a word of sixteen chips (biorthogonal code). Numpy
+alone; files and credentials are `provenance.py`.
 
 Whoever knows the key can read the mark, and could forge or remove it: with the default key it is a label, with a key of
 your own it is evidence as well.
@@ -167,7 +168,7 @@ def _tile(key: str, payload: int) -> np.ndarray:
 
 
 def _decoded(tile: np.ndarray, key: str) -> int:
-    """The likeliest value of a tile ``[tile tile]``: each word is the row of the Hadamard matrix nearest to its chips."""
+    """The likeliest value of a tile ``[tile tile]``: a word is the row of the Hadamard matrix nearest to its chips."""
     _, places, signs = _layout(key)
     chips = tile.reshape(_CHIPS, CHIP, _CHIPS, CHIP).sum((1, 3)).ravel() * signs
     value = 0
