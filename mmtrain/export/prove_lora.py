@@ -30,10 +30,11 @@ def prove_lora(backbone: Any, file: Path, layout: Layout, dtype: torch.dtype) ->
     Raises:
         UserError: it does not load, a key is missing or left over, or the output differs.
     """
-    ask = {"kind": "lora", "layout": layout, "file": str(file.resolve()), "inputs": _inputs(backbone)}
+    shapes = _inputs(backbone)
+    ask = {"kind": "lora", "layout": layout, "file": str(file.resolve()), "inputs": shapes}
     ask |= {"base": backbone.path, "network": NETWORKS[type(backbone)]}
     with torch.no_grad(), evaluating(backbone):
-        wanted = backbone.network(**_drawn(ask["inputs"])).sample.numpy()
+        wanted = backbone.network(**_drawn(shapes)).sample.numpy()
     got, _ = ask_vanilla(Case(ask, wanted, {}), file.parent)
     apart = np.abs(got - wanted) / wanted.std()
     proof = Proof(mean=float(apart.mean()), most=float(apart.max()))
