@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof clean
+.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof watermark-proof clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -47,6 +47,9 @@ bench-align: $(STAMP) ## contrastive losses in tiles, cached towers, and OPEN_CL
 
 resume-proof: $(STAMP) ## kill runs of 120 steps twelve times each; every batch, loss and tensor must be equal
 	@RESUME_PROOF=full $(PY) -m pytest -s tests/resume/test_kill.py -k many
+
+watermark-proof: $(STAMP) ## the watermark through eight attacks at 512 pixels, and 10,000 clean frames
+	@WATERMARK_PROOF=full $(PY) -m pytest -s tests/laws/test_watermark.py
 
 clean: ## remove builds and caches; never runs, exports, samples or data
 	@rm -rf build dist

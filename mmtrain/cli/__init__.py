@@ -1,9 +1,9 @@
 """The command line: verbs and their options, each in a file of its own with an ``add``, listed in `VERBS`.
 
 Holds no work of its own: a verb is a thin call, and imports what it needs when it runs, so that help is instant. Exit
-status 0 done; 1 it went wrong on the way, or `shards check` or `reproduce` found too much; 2 a user's mistake (one
-block, no stack trace); 75 a scheduler stopped it and it has saved, so start it again; 130 interrupted. Anything else is
-our bug and shows its trace.
+status 0 done; 1 it went wrong on the way, or `shards check`, `reproduce` or `verify` found what should not be; 2 a
+user's mistake (one block, no stack trace); 75 a scheduler stopped it and it has saved, so start it again; 130
+interrupted. Anything else is our bug and shows its trace.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from mmtrain.cli import check, evaluate, export, report, reproduce, sample, shards, train
+from mmtrain.cli import check, evaluate, export, report, reproduce, sample, shards, train, verify
 from mmtrain.cli.arguments import Parser
 from mmtrain.errors import Stopped, UserError, UserErrors
 from mmtrain.threads import keep_pages
 
-VERBS = (check, train, shards, export, sample, evaluate, report, reproduce)  # in the order of help
+VERBS = (check, train, shards, export, sample, evaluate, report, verify, reproduce)  # in the order of help
 
 _PLACES = (
     errno.EACCES,

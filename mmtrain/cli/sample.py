@@ -1,6 +1,7 @@
 """``mmtrain sample``: videos from prompts and images."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,60 @@ def add(verbs: Any) -> None:
     verb.add_argument("--text", metavar="CLIP", help=text)
     verb.add_argument("--negative-prompt", help="what to steer away from")
     verb.add_argument("--guidance-scale", type=finite, help="how hard to steer; 1 is not at all")
-    verb.add_argument("--num-frames", type=positive, help="of a clip (default: the model's)")
+    text = "of a clip (default: the model's); more are made in chunks, each begun from the end of the one before"
+    verb.add_argument("--num-frames", "--frames", metavar="N", type=positive, help=text)
+    verb.add_argument("--overlap", metavar="K", type=positive, help="frames that chunks share (default 1)")
+    verb.add_argument("--decode-chunk-size", metavar="N", type=positive, help="frames decoded at once; saves memory")
+    verb.add_argument("--strength", type=finite, default=1.0, help="of the style: 0 is the base (default 1)")
+    text = "a further artifact on the same base, and its strength; repeat for more"
+    verb.add_argument("--mix", metavar="ARTIFACT=STRENGTH", type=_weighted, action="append", default=[], help=text)
     verb.add_argument("--height", type=positive, help="pixels (default: the model's)")
     verb.add_argument("--width", type=positive, help="pixels (default: the model's)")
     verb.add_argument("--fps", type=positive, default=25, help="of the file that is written (default 25)")
     verb.add_argument("--steps", type=positive, help="inference steps")
     verb.add_argument("--seed", type=count, default=0, help="of the first video; the next ones count on (default 0)")
     verb.add_argument("--out", metavar="DIR", type=Path, help="default: samples/ and the time")
+    verb.add_argument("--format", choices=["mp4", "gif", "webp", "png"], default="mp4", help="of a clip (default mp4)")
+    verb.add_argument("--repeat", type=positive, default=1, help="times that each frame is shown (default 1)")
+    marks = verb.add_argument_group("provenance", "every file says that it is AI-generated; `mmtrain verify` reads it")
+    marks.add_argument("--watermark-key", metavar="KEY", help="a secret of your own (default: a public one)")
+    marks.add_argument("--no-watermark", action="store_true", help="leave the invisible mark out")
+    text = "chain, leaf first, that signs content credentials"
+    marks.add_argument("--certificate", metavar="PEM", type=Path, help=text)
+    marks.add_argument("--private-key", metavar="PEM", type=Path, help="of the certificate")
 
 
 def _sample(args: argparse.Namespace) -> None:
     quiet()
+    from mmtrain.sample.files import Files
     from mmtrain.sample.write import sample
 
-    names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width")
+    names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width", "overlap", "decode_chunk_size")
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
-    asked = {n: vars(args)[n] for n in ("prompts_file", "image", "first_frame", "text", "seed", "fps", "out")}
+    asked = {n: vars(args)[n] for n in ("prompts_file", "image", "first_frame", "text", "seed", "strength", "out")}
+    how = Files(format=args.format, fps=args.fps, repeat=args.repeat, provenance=_provenance(args))
     with bar("steps") as progress:
-        made = sample(args.artifact, prompts=args.prompt, **asked, settings=settings, progress=progress)
-    print("\n".join(str(path) for path in made))
+        given = {"prompts": args.prompt, "mix": dict(args.mix), "files": how, "settings": settings}
+        made = sample(args.artifact, **asked, **given, progress=progress)
+    print("\n".join(str(path) for path in made.files))
+    print(made.marks, file=sys.stderr)
+
+
+def _provenance(args: argparse.Namespace) -> Any:
+    from mmtrain.sample.credentials import Signer
+    from mmtrain.sample.provenance import Provenance
+    from mmtrain.sample.watermark import KEY
+
+    if (args.certificate is None) != (args.private_key is None):
+        args.parser.error("--certificate and --private-key belong together")
+    if args.no_watermark and args.watermark_key is not None:
+        args.parser.error("--watermark-key and --no-watermark exclude each other")
+    signer = None if args.certificate is None else Signer(args.certificate, args.private_key)
+    return Provenance(key=None if args.no_watermark else args.watermark_key or KEY, signer=signer)
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    folder, _, strength = text.rpartition("=")
+    if not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder, an equals sign and a number")
+    return folder, finite(strength)

@@ -6,6 +6,8 @@ from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.codec import KLCodec
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
+from mmtrain.backbone.weights import is_hub_id
+from mmtrain.export.lora import NETWORKS
 from mmtrain.export.prove import Proof
 from mmtrain.run import Run
 
@@ -35,8 +37,33 @@ codec = {codec}.from_pretrained("{folder}")""",
 }
 
 
+LORA_USES = {
+    "peft": """import diffusers, peft
+
+network = diffusers.{network}.from_pretrained("{base}", subfolder="unet")
+network = peft.PeftModel.from_pretrained(network, "{folder}")""",
+    "diffusers": """from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{folder}", weight_name="pytorch_lora_weights.safetensors")
+image = pipeline("a prompt").images[0]""",
+    "comfyui": """# ComfyUI: copy comfyui_lora.safetensors to models/loras and choose it in a "Load LoRA" node.
+# In diffusers:
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{folder}", weight_name="comfyui_lora.safetensors")""",
+}
+
+
 def card(
-    run: Run, backbone: Any, adapters: dict[str, Any], facts: dict[str, Any] | None, proof: Proof | None, dtype: str
+    run: Run,
+    backbone: Any,
+    adapters: dict[str, Any],
+    facts: dict[str, Any] | None,
+    proof: Proof | None,
+    dtype: str,
+    layout: str,
 ) -> str:
     """The card's text.
 
@@ -47,14 +74,22 @@ def card(
         facts: the artifact's, or None for a whole backbone.
         proof: that vanilla libraries open the folder; None where it has nothing for them.
         dtype: of its weights, in words.
+        layout: ``merged``, or that of a LoRA.
     """
-    lines = [f"# {run.cfg.name}", "", _what(backbone, adapters, facts), "", *_table(run, facts, proof, dtype), ""]
+    lines = [
+        f"# {run.cfg.name}",
+        "",
+        _what(backbone, adapters, facts),
+        "",
+        *_table(run, facts, proof, dtype, layout),
+        "",
+    ]
     if facts is not None:
         lines += ["## In mmtrain", "", "```sh", f"mmtrain sample <this folder> {_words(backbone)}", "```", ""]
     if proof is None:
         lines += ["Bottlenecks cannot be folded into the network's weights: this folder works in mmtrain alone.", ""]
     else:
-        lines += ["## Without mmtrain", "", "```python", _use(backbone, "<this folder>"), "```", ""]
+        lines += ["## Without mmtrain", "", "```python", _use(backbone, "<this folder>", layout), "```", ""]
     if proof is not None and getattr(backbone, "bridge", None) is not None:
         lines += [
             "The vanilla pipeline is conditioned on an image and has no place for text: it carries what was trained in",
@@ -79,13 +114,19 @@ def _what(backbone: Any, adapters: dict[str, Any], facts: dict[str, Any] | None)
     return f"Adapters trained with mmtrain on a frozen base ({kind}): {', '.join(parts)}."
 
 
-def _table(run: Run, facts: dict[str, Any] | None, proof: Proof | None, dtype: str) -> list[str]:
+def _table(run: Run, facts: dict[str, Any] | None, proof: Proof | None, dtype: str, layout: str) -> list[str]:
     rows = {"run": f"`{run.run_id}`", "seed": str(run.cfg.seed), "data's fingerprint": f"`{run.manifest['data']}`"}
     if facts is not None:
         rows["base"] = f"`{facts['base']['path']}`, weights `{facts['base']['digest']}`"
         rows["steps"] = str(facts["step"])
     if proof is None:
         rows["proved"] = "loaded again by mmtrain: bit for bit what the trained model gives"
+    elif layout != "merged":
+        rows["weights of the folder"] = dtype
+        rows["proved"] = (
+            f"loaded on the base by the library of the layout {layout}: no key missing, none left over; the network's "
+            f"output {proof.mean:.2g} deviations from the trained one's in the mean, {proof.most:.2g} at most"
+        )
     else:
         rows["weights of the folder"] = dtype
         rows["proved"] = (
@@ -101,7 +142,10 @@ def _words(backbone: Any) -> str:
     return '--prompt "…"' if textual else "--image first_frame.png"
 
 
-def _use(backbone: Any, folder: str) -> str:
+def _use(backbone: Any, folder: str, layout: str) -> str:
+    if layout != "merged":
+        base = backbone.path if is_hub_id(backbone.path) else "<the base's folder>"
+        return LORA_USES[layout].format(folder=folder, base=base, network=NETWORKS[type(backbone)])
     side, codec = 0, ""
     if isinstance(backbone, StableVideoDiffusion | StableDiffusion):
         side = backbone.unet.config.sample_size * 2 ** (len(backbone.vae.config.block_out_channels) - 1)

@@ -74,16 +74,16 @@ def prove(backbone: Any, folder: Path, dtype: torch.dtype) -> Proof:
         UserError: it does not open, a weight differs, or what comes out does.
     """
     case = CASES[type(backbone)](backbone)
-    got, digests = _vanilla(case, folder)
+    got, digests = ask_vanilla(case, folder)
     wrong = [name for name, part in case.parts.items() if digest(copy_as(part, dtype)) != digests.get(name)]
     if wrong:
-        raise _refused(folder, f"weights of {', '.join(wrong)} are not those that were trained")
+        raise refused(folder, f"weights of {', '.join(wrong)} are not those that were trained")
     if got.shape != case.wanted.shape:
-        raise _refused(folder, f"it gives {got.shape} where {case.wanted.shape} was trained")
+        raise refused(folder, f"it gives {got.shape} where {case.wanted.shape} was trained")
     apart = np.abs(got.astype(np.float64) - case.wanted.astype(np.float64)) / case.unit
     proof = Proof(mean=float(apart.mean()), most=float(apart.max()))
     if not proof.most <= LEVELS[dtype]:  # so that NaN is refused too
-        raise _refused(folder, f"what it gives is {proof.most:.3g} levels of 255 away from the trained model")
+        raise refused(folder, f"what it gives is {proof.most:.3g} levels of 255 away from the trained model")
     return proof
 
 
@@ -95,7 +95,7 @@ def prove_artifact(backbone: Any, folder: Path) -> None:
     """
     reloaded, _, _ = artifact.load(folder)
     if not np.array_equal(_answer(backbone), _answer(reloaded)):
-        raise _refused(folder, "the artifact, loaded again, gives something else than the trained model")
+        raise refused(folder, "the artifact, loaded again, gives something else than the trained model")
 
 
 def _answer(backbone: Any) -> np.ndarray:
@@ -170,7 +170,12 @@ CASES: dict[type, Callable[[Any], Case]] = {
 # the other process ----------------------------------------------------------------------------------------------------
 
 
-def _vanilla(case: Case, folder: Path) -> tuple[np.ndarray, dict[str, str]]:
+def ask_vanilla(case: Case, folder: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """What a process without mmtrain answers, and the digests of the modules that it opened.
+
+    Raises:
+        UserError: it does not run there.
+    """
     with tempfile.TemporaryDirectory() as room:
         place = Path(room)
         ask = {**case.ask, "folder": str(folder.resolve()), "seed": SEED, "threads": torch.get_num_threads()}
@@ -179,7 +184,7 @@ def _vanilla(case: Case, folder: Path) -> tuple[np.ndarray, dict[str, str]]:
         done = _run(place)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise _refused(folder, f"it does not run there ({said[-1] if said else f'status {done.returncode}'})")
+            raise refused(folder, f"it does not run there ({said[-1] if said else f'status {done.returncode}'})")
         output = np.load(place / "output.npy", allow_pickle=False)
         return output, json.loads((place / "digests.json").read_text())
 
@@ -191,6 +196,6 @@ def _run(place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=place, env={**os.environ, **quiet}, capture_output=True, text=True)
 
 
-def _refused(folder: Path, came: str) -> UserError:
+def refused(folder: Path, came: str) -> UserError:
     wanted = "an export that the libraries open and that gives what was trained"
     return UserError(f"export {folder.name}", came, wanted, "nothing was kept; report this as a bug of mmtrain")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 
 Answer = tuple[np.ndarray, dict[str, Any]]
 """What came out, and the modules that made it by name."""
@@ -58,11 +59,42 @@ def codec(ask: dict[str, Any], given: np.ndarray) -> Answer:
     return model.decode(latents, **more).sample.numpy(), {"model": model}
 
 
+def lora(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """A network on its base with a LoRA loaded, at inputs drawn from the seed; float32."""
+    if ask["layout"] == "peft":
+        import peft
+
+        network = getattr(diffusers, ask["network"]).from_pretrained(ask["base"], subfolder="unet")
+        network = peft.PeftModel.from_pretrained(network, str(Path(ask["file"]).parent))
+    else:
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(ask["base"])
+        pipeline.load_lora_weights(ask["file"])
+        network = pipeline.unet
+    _account(network, ask["file"])
+    generator = torch.Generator().manual_seed(ask["seed"])
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in ask["inputs"].items()}
+    return network.eval()(**inputs, timestep=torch.tensor(7)).sample.numpy(), {}
+
+
+def _account(network: torch.nn.Module, file: str) -> None:
+    """Every tensor of the file is in the network, and no other. Layouts name them differently; values are compared."""
+    wanted = [tensor for name, tensor in load_file(file).items() if not name.endswith(".alpha")]
+    found = [weight for name, weight in network.named_parameters() if "lora_" in name]
+    if sorted(map(_hash, found)) != sorted(map(_hash, wanted)):
+        sys.exit(f"{len(wanted)} tensors in the file and {len(found)} in the network, or other values")
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    values = tensor.detach().float().contiguous().numpy()
+    return hashlib.blake2b(repr(values.shape).encode() + values.tobytes(), digest_size=16).hexdigest()
+
+
 KINDS: dict[str, Callable[[dict[str, Any], np.ndarray], Answer]] = {
     "video": video,
     "image": image,
     "clip": clip,
     "codec": codec,
+    "lora": lora,
 }
 
 

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import StableVideoDiffusionPipeline
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from PIL import Image
 from torch import Tensor, nn
 
 from mmtrain.adapter.lora import merged
 from mmtrain.backbone.sd import StableDiffusion
-from mmtrain.backbone.svd import FPS, StableVideoDiffusion, shifted
+from mmtrain.backbone.svd import CLIP_SIDE, FPS, StableVideoDiffusion, shifted
 from mmtrain.backbone.text import tokenize
 from mmtrain.errors import UserError
 
@@ -43,6 +44,8 @@ class _Pipeline(StableVideoDiffusionPipeline):
         self, image: Any, device: Any, num_videos_per_prompt: int, do_classifier_free_guidance: bool
     ) -> Tensor:
         if self.tokens is None:
+            if isinstance(image, Tensor):  # vanilla resizes pictures alone
+                image = _resize_with_antialiasing(image * 2 - 1, (CLIP_SIDE, CLIP_SIDE)) / 2 + 0.5
             return super()._encode_image(image, device, num_videos_per_prompt, do_classifier_free_guidance)
         away, towards = (tokens.to(device, self.unet.dtype) for tokens in self.tokens)
         return torch.cat([away, towards]) if do_classifier_free_guidance else towards
@@ -85,8 +88,12 @@ class VideoSampler:
         """Pixels of the square that the network was made for."""
         return int(self.pipeline.unet.config.sample_size) * int(self.pipeline.vae_scale_factor)
 
+    def video(self, **asked: Any) -> np.ndarray:
+        """Clips uint8 ``[b t h w c]`` of what `frames` is asked."""
+        return to_bytes(self.frames(**asked))
+
     @torch.no_grad()
-    def video(
+    def frames(
         self,
         *,
         prompts: Sequence[str] | None = None,
@@ -103,13 +110,16 @@ class VideoSampler:
         num_inference_steps: int = STEPS,
         seeds: Sequence[int],
         first_frame_guidance: float = IMAGE_GUIDANCE,
+        decode_chunk_size: int | None = None,
+        latents: Tensor | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """Clips uint8 ``[b t h w c]``, one per seed; a clip does not depend on its neighbours in the batch.
+        """Clips float32 ``[b t h w c]`` in [0, 1], one per seed; a clip does not depend on its neighbours in the batch.
 
         Args:
             prompts: what the clips show. None: image → video, which is the vanilla pipeline's own call.
-            images: first frames, uint8 ``[b h w c]``. None with prompts: text alone, the image latents being zero.
+            images: first frames, uint8 ``[b h w c]`` or float32 in [0, 1]. None with prompts: text alone, the image
+                latents being zero.
             first_frames: ``generate`` has the Stable Diffusion draw the first frames from the prompts.
             tokens: what the network's cross-attention sees, the text or the first frame (as vanilla does; the prompts
                 then only draw first frames).
@@ -123,6 +133,9 @@ class VideoSampler:
             num_inference_steps: of the denoising, and of drawing the first frames.
             seeds: one per clip.
             first_frame_guidance: guidance scale of drawing the first frames.
+            decode_chunk_size: frames that the codec decodes at once; None: all. Fewer need less memory, and where the
+                codec looks at neighbouring frames, they look a little different.
+            latents: the noise to start from, ``[b t c h w]`` with unit variance; None: drawn from the seeds.
             progress: told each denoising step.
 
         Raises:
@@ -145,9 +158,7 @@ class VideoSampler:
             low, high = (guidance_scale,) * 2 if guidance_scale is not None else (1.0 if not textual else 3.0, 3.0)
             with shifted(self.pipeline.unet, shift):
                 output = self.pipeline(
-                    torch.zeros(len(seeds), 3, height, width)
-                    if images is None
-                    else [Image.fromarray(i) for i in images],
+                    _given(images, (len(seeds), 3, height, width)),
                     height=height,
                     width=width,
                     num_frames=frames,
@@ -156,10 +167,12 @@ class VideoSampler:
                     max_guidance_scale=high,
                     fps=fps,
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                    decode_chunk_size=decode_chunk_size,
+                    latents=latents,
                     output_type="np",
                     callback_on_step_end=_told(progress, num_inference_steps),
                 )
-        return to_bytes(output.frames)
+        return np.asarray(output.frames, np.float32)
 
     def _prepare(self, prompts: list[str] | None, negative_prompt: str | None, blank: bool) -> Tensor | None:
         """Hand the pipeline its tokens; the shift of the unconditional rows, then of the others, if text is read."""
@@ -224,6 +237,15 @@ def images(
             callback_on_step_end=_told(progress, num_inference_steps),
         )
     return to_bytes(output.images)
+
+
+def _given(images: np.ndarray | None, blank: tuple[int, ...]) -> Any:
+    """First frames as the pipeline takes them: pictures, or a tensor ``[b c h w]`` in [0, 1], of zeros for none."""
+    if images is None:
+        return torch.zeros(blank)
+    if images.dtype == np.uint8:
+        return [Image.fromarray(image) for image in images]
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def folded(network: Any) -> Any:

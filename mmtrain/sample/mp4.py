@@ -25,7 +25,7 @@ def write_mp4(frames: np.ndarray, path: Path, *, fps: float = FPS, metadata: Map
     Raises:
         UserError: an odd height or width.
     """
-    return _placed(path, encode_mp4(frames, fps, metadata=metadata))
+    return placed(path, encode_mp4(frames, fps, metadata=metadata))
 
 
 def write_png(image: np.ndarray, path: Path, *, metadata: Mapping[str, str] | None = None) -> Path:
@@ -35,10 +35,17 @@ def write_png(image: np.ndarray, path: Path, *, metadata: Mapping[str, str] | No
         text.add_itxt(name, value)
     payload = io.BytesIO()
     Image.fromarray(image).save(payload, format="PNG", pnginfo=text)
-    return _placed(path, payload.getvalue())
+    return placed(path, payload.getvalue())
 
 
-def contact_sheet(clips: Sequence[np.ndarray], labels: Sequence[str], path: Path, *, title: str | None = None) -> Path:
+def contact_sheet(
+    clips: Sequence[np.ndarray],
+    labels: Sequence[str],
+    path: Path,
+    *,
+    title: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """A PNG of all clips at a glance: each one's label above up to eight of its frames, the first and last among them.
 
     Clips of one frame stand side by side, four in a row, labels below; small frames are enlarged without smoothing.
@@ -47,6 +54,7 @@ def contact_sheet(clips: Sequence[np.ndarray], labels: Sequence[str], path: Path
         clips: uint8 ``[t h w c]`` each; sizes may differ.
         labels: one per clip; long ones are wrapped.
         title: above all.
+        metadata: as text chunks.
     """
     across = STILLS_IN_A_ROW if all(len(clip) == 1 for clip in clips) else 1
     cells = [_cell(clip, label) for clip, label in zip(clips, labels, strict=True)]
@@ -62,7 +70,7 @@ def contact_sheet(clips: Sequence[np.ndarray], labels: Sequence[str], path: Path
         for place, cell in enumerate(row):
             sheet.paste(cell, (MARGIN + place * (column + MARGIN), top))
         top += max(cell.height for cell in row) + MARGIN
-    return write_png(np.asarray(sheet), path)
+    return write_png(np.asarray(sheet), path, metadata=metadata)
 
 
 def _cell(clip: np.ndarray, label: str) -> Image.Image:
@@ -121,7 +129,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _placed(path: Path, payload: bytes) -> Path:
+def placed(path: Path, payload: bytes) -> Path:
+    """Write a file in one piece: whole, or not there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         partial.write_bytes(payload)

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,11 +22,25 @@ from mmtrain.data.decode import BadSample, Look, decode
 from mmtrain.data.index import IMAGES
 from mmtrain.data.shards import refuse_existing
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import STEPS, Progress, VideoSampler, images
-from mmtrain.sample.mp4 import FPS, contact_sheet, write_mp4, write_png
+from mmtrain.sample import watermark
+from mmtrain.sample.chunks import check_overlap, long_video
+from mmtrain.sample.files import Files
+from mmtrain.sample.generate import Progress, VideoSampler, images, to_bytes
+from mmtrain.sample.mp4 import contact_sheet
+from mmtrain.sample.provenance import LABEL
+from mmtrain.sample.strength import opened
+
+_ON_SHEET = 48  # clips on the contact sheet
 
 Maker = Callable[[str | None, int, Progress], np.ndarray]
 """(prompt, seed, progress) → one clip uint8 ``[t h w c]``."""
+
+
+class Sampled(NamedTuple):
+    """The files, the sheet last; and how they are marked, in words."""
+
+    files: list[Path]
+    marks: str
 
 
 def sample(
@@ -35,15 +51,18 @@ def sample(
     image: Path | None = None,
     first_frame: str | None = None,
     text: str | None = None,
+    strength: float = 1.0,
+    mix: Mapping[str, float] | None = None,
     seed: int = 0,
-    fps: float = FPS,
     out: Path | None = None,
+    files: Files | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-) -> list[Path]:
-    """Write one MP4 a prompt (a PNG, for a model of pictures) and a contact sheet, all or none.
+) -> Sampled:
+    """Write one clip a prompt (a PNG, for a model of pictures) and a contact sheet, all or none.
 
-    Each clip is made by itself, so that it is the same, bit for bit, whatever else is asked for.
+    Each clip is made by itself, so that it is the same, bit for bit, whatever else is asked for, and is written before
+    the next is made. Clips longer than the model's are made in chunks (`chunks.py`).
 
     Args:
         where: an artifact, or a folder or hub id that vanilla diffusers opens.
@@ -53,20 +72,23 @@ def sample(
         first_frame: who draws it where there is none: ``sd`` (the shipped one), ``none`` (text alone), or the folder or
             hub id of a Stable Diffusion. None: ``sd`` for what stands on the shipped backbones, else ``none``.
         text: CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion, which has none.
+        strength: of the artifact's adapters; 1 is as trained, 0 is the base.
+        mix: further artifacts on the same base, each with its strength.
         seed: of the first clip; the next ones count on.
-        fps: of the files.
         out: folder to write, new or empty. None: ``samples/<time>-<name>``.
-        settings: further arguments of `VideoSampler.video` or `images`; those that are None are left to them.
+        files: format, rate and marks of the files; None: MP4, marked under the public key.
+        settings: further arguments of `VideoSampler.frames` or `images`, and the ``overlap`` of chunks; those that are
+            None are left to them.
         progress: told (steps done, steps of all clips).
-
-    Returns:
-        The files, the sheet last.
 
     Raises:
         UserError: whatever was asked cannot be done; nothing is left half written.
     """
     if out is not None:
         refuse_existing(out)
+    how = files or Files()
+    if how.provenance.signer is not None:
+        how.provenance.signer.check()
     asked = [*prompts, *([] if prompts_file is None else read_prompts(prompts_file))]
     picture = None if image is None else open_image(image)
     if not asked and picture is None:
@@ -76,31 +98,29 @@ def sample(
     if text is not None and (Path(where) / artifact.FACTS).is_file():
         raise UserError("--text", text, f"nothing: {where} names its own text tower", "leave it out")
     given = {name: value for name, value in (settings or {}).items() if value is not None}
-    backbone, facts = artifact.opened(where, text_path=text)
-    if isinstance(backbone, StableDiffusion):
-        make = _pictures(where, backbone, asked, given, picture, first_frame)
-    else:
-        make = _videos(where, backbone, asked, given, picture, first_frame)
-    wanted: list[str | None] = [*asked] or [None]
-    seeds = [seed + i for i in range(len(wanted))]
-    told = _counted(progress, len(wanted) * int(given.get("num_inference_steps", STEPS)))
-    clips = [make(prompt, number, told) for prompt, number in zip(wanted, seeds, strict=True)]
-    labels = [prompt or str(image) for prompt in wanted]
+    backbone, facts = opened(where, text=text, strength=strength, mix=mix)
+    choose = _pictures if isinstance(backbone, StableDiffusion) else _videos
+    make = choose(where, backbone, asked, given, picture, first_frame)
     target = out if out is not None else Path("samples") / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(facts['name'])}"
-    return _write(clips, labels, seeds, target, fps, facts, given)
+    wanted: list[str | None] = [*asked] or [None]
+    told = _counted(progress, len(wanted))
+    order = [(prompt, prompt or str(image), seed + i) for i, prompt in enumerate(wanted)]
+    clips = ((label, number, make(prompt, number, told(i))) for i, (prompt, label, number) in enumerate(order))
+    identity = str(facts["run_id"] or backbone.base["digest"])
+    return _write(clips, target, how, identity, facts, given)
 
 
-def _counted(progress: Progress | None, total: int) -> Progress:
-    """Counts the steps of one clip after another."""
-    done = 0
+def _counted(progress: Progress | None, clips: int) -> Callable[[int], Progress]:
+    """For each clip's number, what counts its steps among those of all."""
 
-    def told(step: int, steps: int) -> None:
-        nonlocal done
-        done = min(done + 1, total)
-        if progress is not None:
-            progress(done, total)
+    def of(number: int) -> Progress:
+        def told(step: int, steps: int) -> None:
+            if progress is not None:
+                progress(number * steps + step, clips * steps)
 
-    return told
+        return told
+
+    return of
 
 
 def _pictures(
@@ -111,7 +131,8 @@ def _pictures(
     picture: np.ndarray | None,
     first_frame: str | None,
 ) -> Maker:
-    alien = {"--image": picture is not None, "--num-frames": "num_frames" in given, "--first-frame": bool(first_frame)}
+    alien = {"--image": picture is not None, "--first-frame": bool(first_frame)}
+    alien |= {f"--{name.replace('_', '-')}": name in given for name in ("num_frames", "overlap", "decode_chunk_size")}
     for option in (name for name, came in alien.items() if came):
         raise UserError(option, f"{where}, a model of pictures", "a model of video", "leave the option out")
     if not prompts:
@@ -144,9 +165,18 @@ def _videos(
         size = (given.get("width", sampler.side), given.get("height", sampler.side))
         how["images"] = np.asarray(ImageOps.fit(Image.fromarray(picture), size, Image.Resampling.BICUBIC))[None]
 
+    length = int(sampler.pipeline.unet.config.num_frames)
+    long = given.get("num_frames", length) > length
+    if "overlap" in given and not long:
+        wanted = f"more than the model's {length} frames"
+        raise UserError("--overlap", "a clip of one chunk", wanted, "leave it out, or ask for more with --num-frames")
+    if long:
+        check_overlap(given.get("overlap", 1), length)
+    make_one = partial(long_video, sampler) if long else sampler.frames
+
     def make(prompt: str | None, seed: int, told: Progress) -> np.ndarray:
         words = None if prompt is None else [prompt]
-        return sampler.video(prompts=words, seeds=[seed], progress=told, **how, **given)[0]
+        return to_bytes(make_one(prompts=words, seeds=[seed], progress=told, **how, **given)[0])
 
     return make
 
@@ -195,38 +225,40 @@ def open_image(path: Path) -> np.ndarray:
 
 
 def _write(
-    clips: Sequence[np.ndarray],
-    labels: Sequence[str],
-    seeds: Sequence[int],
+    clips: Iterator[tuple[str, int, np.ndarray]],
     out: Path,
-    fps: float,
+    how: Files,
+    identity: str,
     facts: Mapping[str, Any],
     given: Mapping[str, Any],
-) -> list[Path]:
+) -> Sampled:
+    """Write clips, each with its label and seed, as they come."""
     refuse_existing(out)
+    first = next(clips)  # what is wrong with sizes is said before a folder is made
     staging = out.absolute().with_name(f".{out.name}.part-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    told = {"comment": "AI-generated by mmtrain", "artifact": facts["name"], "run_id": facts["run_id"] or "none"}
-    told["settings"] = json.dumps(dict(given))
-    names = []
+    tags = {"artifact": facts.get("strengths", facts["name"]), "run_id": facts["run_id"] or "none"}
+    tags["settings"] = json.dumps(dict(given))
+    written: list[Path] = []
+    shown: list[tuple[np.ndarray, str]] = []
+    smallest = watermark.TILE
     try:
-        for i, (clip, label, seed) in enumerate(zip(clips, labels, seeds, strict=True)):
-            tags = {**told, "title": label, "seed": str(seed)}
-            name = f"{i:03d}-{_slug(label)}"
-            if len(clip) > 1:
-                names.append(write_mp4(clip, staging / f"{name}.mp4", fps=fps, metadata=tags).name)
-            else:
-                names.append(write_png(clip[0], staging / f"{name}.png", metadata=tags).name)
-        captions = [f"{label} · seed {seed}" for label, seed in zip(labels, seeds, strict=True)]
-        title = f"{facts['name']} · run {facts['run_id'][:8]}" if facts["run_id"] else facts["name"]
-        names.append(contact_sheet(clips, captions, staging / "sheet.png", title=title).name)
+        for i, (label, seed, clip) in enumerate(chain([first], clips)):
+            stem = staging / f"{i:03d}-{_slug(label)}"
+            written += how.write(clip, stem, identity=identity, title=label, tags={**tags, "seed": str(seed)})
+            smallest = min(smallest, *clip.shape[1:3])
+            if i < _ON_SHEET:
+                shown.append((clip, f"{label} · seed {seed}"))
+        title = f"{tags['artifact']} · run {facts['run_id'][:8]}" if facts["run_id"] else tags["artifact"]
+        pictures, labels = zip(*shown, strict=True)
+        written.append(contact_sheet(pictures, labels, staging / "sheet.png", title=title, metadata={"comment": LABEL}))
         if out.exists():
             out.rmdir()
         os.replace(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return [out / name for name in names]
+    return Sampled([out / path.relative_to(staging) for path in written], how.provenance.said(smallest, identity))
 
 
 def _slug(text: str) -> str:

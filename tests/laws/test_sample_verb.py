@@ -61,9 +61,11 @@ def frames(file: Path) -> np.ndarray:
 
 
 def test_text_to_video_through_an_artifact(home: Path, adapted: Any, capsys: pytest.CaptureFixture[str]):
-    words = ["--first-frame", "none", "--seed", "5", "--fps", "8", "--guidance-scale", "4"]
+    words = ["--first-frame", "none", "--seed", "5", "--fps", "8", "--guidance-scale", "4", "--no-watermark"]
     assert run("adapter --out made --prompts-file prompts.txt", *words, *TINY) == 0
-    files = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    said = capsys.readouterr()
+    assert "AI-generated, and each file says so" in said.err
+    files = [Path(line) for line in said.out.splitlines()]
     assert [f.name for f in files] == ["000-a-red-circle-moving-left.mp4", "001-a-blue-square-still.mp4", "sheet.png"]
     assert sorted((home / "made").iterdir()) == sorted(home / f for f in files)
     with av.open(str(files[1])) as container:
@@ -89,9 +91,9 @@ def test_the_three_ways_and_the_vanilla_one(home: Path, adapted: Any, monkeypatc
 
     def video(self: VideoSampler, **asked: Any) -> np.ndarray:
         calls.append({**asked, "drawing": self.first_frame})
-        return np.zeros((1, 2, 64, 64, 3), np.uint8)
+        return np.zeros((1, 2, 64, 64, 3), np.float32)
 
-    monkeypatch.setattr(VideoSampler, "video", video)
+    monkeypatch.setattr(VideoSampler, "frames", video)
     lines = {
         "text": "adapter --prompt x --first-frame none",
         "drawn": "adapter --prompt x --first-frame sd",
@@ -139,9 +141,9 @@ def test_a_photograph_is_cut_and_not_squeezed(home: Path, monkeypatch: pytest.Mo
 
     def video(self: VideoSampler, **asked: Any) -> np.ndarray:
         seen.append(asked["images"][0])
-        return np.zeros((1, 2, 64, 64, 3), np.uint8)
+        return np.zeros((1, 2, 64, 64, 3), np.float32)
 
-    monkeypatch.setattr(VideoSampler, "video", video)
+    monkeypatch.setattr(VideoSampler, "frames", video)
     assert run("svd --image wide.png --out made") == 0
     assert seen[0].shape == (64, 64, 3)
     assert seen[0].min() > 200  # the black sides are cut off
@@ -151,7 +153,7 @@ def test_a_photograph_is_cut_and_not_squeezed(home: Path, monkeypatch: pytest.Mo
 
 
 def test_pictures(home: Path, tiny_sd: Path, capsys: pytest.CaptureFixture[str]):
-    assert run("sd --out made --prompts-file prompts.txt --seed 2 --steps 1 --negative-prompt blue") == 0
+    assert run("sd --out made --prompts-file prompts.txt --seed 2 --steps 1 --negative-prompt blue --no-watermark") == 0
     names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
     assert names == ["000-a-red-circle-moving-left.png", "001-a-blue-square-still.png", "sheet.png"]
     how: dict[str, Any] = {"num_inference_steps": 1, "negative_prompt": "blue"}
@@ -193,6 +195,16 @@ MISTAKES = {
     "adapter --prompt x --num-frames 0": "--num-frames",
     "adapter --prompt x --guidance-scale nan": "--guidance-scale",
     "adapter --prompt x --seed -1": "--seed",
+    "sd --prompt x --overlap 2": "a model of pictures",
+    "adapter --prompt x --overlap 2": "a clip of one chunk",
+    "adapter --prompt x --frames 9 --overlap 3": "fewer than the 3 frames of a clip",
+    "svd --image photo.jpg --strength 0.5": "no artifact, so no strength",
+    "adapter --prompt x --mix adapter=1": "adapter again",
+    "adapter --prompt x --mix nowhere=1": "nowhere: no artifact",
+    "adapter --prompt x --mix 0.5": "an equals sign and a number",
+    "adapter --prompt x --certificate a.pem": "belong together",
+    "adapter --prompt x --certificate a.pem --private-key b.pem": "a.pem: No such file",
+    "adapter --prompt x --no-watermark --watermark-key k": "exclude each other",
     "adapter --prompts-file long.txt": "at most 16 fit the text tower",
     "svd --prompts-file long.txt --first-frame sd": "at most 16 fit the text tower",
     "sd --prompts-file long.txt": "at most 16 fit the text tower",

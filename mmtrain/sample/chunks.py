@@ -1,0 +1,136 @@
+"""Long video: clips of the model's own length, each begun from the end of the one before, joined without a seam.
+
+Frames are handed over as floats, never as bytes or files. Where two clips overlap they are blended, and what codec and
+network did to the colours of the frames that they were handed is undone in all that follow: that is what would add up
+from clip to clip. `seams` and `drift` measure what is left.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmtrain.errors import UserError
+from mmtrain.rng import key
+from mmtrain.sample.generate import Progress, VideoSampler
+
+_SMALL = 1e-3  # standard deviation of a channel below which its contrast is left alone
+_GAIN = 1.25  # by which contrast is changed at most, up or down
+
+
+def long_video(
+    sampler: VideoSampler,
+    *,
+    num_frames: int,
+    overlap: int = 1,
+    seeds: Sequence[int],
+    progress: Progress | None = None,
+    **asked: Any,
+) -> np.ndarray:
+    """Clips float32 ``[b t h w c]`` in [0, 1], longer than the network was made for.
+
+    Args:
+        sampler: of the clips.
+        num_frames: of the whole.
+        overlap: frames that a clip shares with the one before; 1 hands over the last frame.
+        seeds: one per clip.
+        progress: told each denoising step, (done, in all).
+        asked: further arguments of `VideoSampler.frames`; ``images`` and ``first_frames`` are of the first clip.
+
+    Raises:
+        UserError: an overlap that leaves nothing new.
+    """
+    length = int(sampler.pipeline.unet.config.num_frames)
+    check_overlap(overlap, length)
+    count, shape = chunks(num_frames, length, overlap), _shape(sampler, length, asked)
+    whole = noise = None
+    for number in range(count):
+        noise = _noise(shape, seeds, number, noise, overlap)
+        told = None if progress is None else _part(progress, number, count)
+        if whole is not None:
+            asked |= {"images": np.ascontiguousarray(whole[:, -overlap]), "first_frames": "none"}
+        made = sampler.frames(seeds=list(seeds), num_frames=length, latents=noise, progress=told, **asked)
+        whole = made if whole is None else joined(whole, made, overlap)
+    assert whole is not None, "there is at least one chunk"
+    return whole[:, :num_frames]
+
+
+def check_overlap(overlap: int, length: int) -> None:
+    """Raises UserError for an overlap that leaves nothing new in clips of a length."""
+    if not 1 <= overlap < length:
+        wanted = f"at least 1 and fewer than the {length} frames of a clip"
+        raise UserError("--overlap", f"{overlap} frames", wanted, "choose another")
+
+
+def chunks(num_frames: int, length: int, overlap: int) -> int:
+    """How many clips of a length make a number of frames."""
+    return 1 + max(0, -(-(num_frames - length) // (length - overlap)))
+
+
+def joined(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
+    """Two clips ``[b t h w c]``, the second's colours brought to the first's over the frames that both show, and those
+    blended."""
+    shared = before[:, -overlap:]
+    after = matched(after, after[:, :overlap], shared)
+    if overlap == 1:  # the frame that was handed over is the truth, its copy is not
+        return np.concatenate([before, after[:, 1:]], 1)
+    weight = (np.arange(overlap, dtype=np.float32) / (overlap - 1)).reshape(1, -1, 1, 1, 1)
+    blend = shared * (1 - weight) + after[:, :overlap] * weight
+    return np.concatenate([before[:, :-overlap], blend, after[:, overlap:]], 1)
+
+
+def matched(frames: np.ndarray, copy: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Frames ``[b t h w c]`` with the gain and offset of each channel that turn a copy's mean and deviation into its
+    original's."""
+    axes = (1, 2, 3)
+    mean, deviation = (f(copy, axis=axes, keepdims=True) for f in (np.mean, np.std))
+    wanted, spread = (f(original, axis=axes, keepdims=True) for f in (np.mean, np.std))
+    gain = np.where(deviation > _SMALL, np.clip(spread / np.maximum(deviation, _SMALL), 1 / _GAIN, _GAIN), 1.0)
+    return np.clip((frames - mean) * gain + wanted, 0, 1).astype(np.float32)
+
+
+def _shape(sampler: VideoSampler, length: int, asked: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of a clip's latents, ``[t c h w]``."""
+    height, width = (asked.get(name) or sampler.side for name in ("height", "width"))
+    factor, channels = int(sampler.pipeline.vae_scale_factor), int(sampler.pipeline.vae.config.latent_channels)
+    return length, channels, height // factor, width // factor
+
+
+def _noise(shape: tuple[int, ...], seeds: Sequence[int], number: int, before: Tensor | None, overlap: int) -> Tensor:
+    """Noise ``[b t c h w]`` of a clip; the frames that it shares with the one before have the same noise."""
+    numbers = (key("chunk", seed, number) % (1 << 63) for seed in seeds)
+    fresh = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n in numbers])
+    return fresh if before is None else torch.cat([before[:, -overlap:], fresh[:, overlap:]], 1)
+
+
+def _part(progress: Progress, number: int, count: int) -> Progress:
+    return lambda step, steps: progress(number * steps + step, count * steps)
+
+
+# what is left ---------------------------------------------------------------------------------------------------------
+
+
+def seams(frames: np.ndarray, length: int, overlap: int) -> float:
+    """The largest change from frame to frame where clips meet, over the median change elsewhere, of uint8 or float
+    ``[t h w c]``: 1 is none that shows. 0 where nothing moves at all."""
+    change = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean((1, 2, 3))
+    meeting = np.arange(length - 1, len(change), length - overlap)
+    elsewhere = np.delete(change, meeting)
+    if not len(meeting) or not change.any():
+        return 0.0
+    return float(change[meeting].max() / max(float(np.median(elsewhere)), 1e-6))
+
+
+def drift(frames: np.ndarray) -> dict[str, float]:
+    """How far the end of uint8 ``[t h w c]`` is from its beginning: the first 15 % of frames against the last, in
+    levels of 255 of colour (the worst channel's mean), of contrast (its deviation) and of sharpness (the mean step to
+    the next pixel)."""
+    part = max(1, round(0.15 * len(frames)))
+    both = frames[:part].astype(np.float32), frames[-part:].astype(np.float32)
+    colour, contrast = (
+        float(np.abs(f(both[1], axis=(0, 1, 2)) - f(both[0], axis=(0, 1, 2))).max()) for f in (np.mean, np.std)
+    )
+    first, last = (float(np.abs(np.diff(clip, axis=2)).mean()) for clip in both)
+    return {"colour": colour, "contrast": contrast, "sharpness": abs(last - first)}

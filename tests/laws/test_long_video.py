@@ -1,0 +1,85 @@
+"""Laws of long video: the wanted length, handed over in floats, no seam, no error that adds up."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmtrain.errors import UserError
+from mmtrain.sample import chunks
+from mmtrain.sample.chunks import drift, long_video, seams
+
+LENGTH, SIDE = 8, 32
+
+
+class Painter:
+    """A sampler without a network: a bar that moves on from where its first frame has it, in colours that are a little
+    wrong each time, as a codec's are."""
+
+    def __init__(self, gain: float = 0.97, offset: float = 0.02) -> None:
+        config = SimpleNamespace(num_frames=LENGTH)
+        vae = SimpleNamespace(config=SimpleNamespace(latent_channels=4))
+        self.pipeline = SimpleNamespace(unet=SimpleNamespace(config=config), vae=vae, vae_scale_factor=4)
+        self.side, self.gain, self.offset = SIDE, gain, offset
+        self.calls: list[dict[str, Any]] = []
+
+    def frames(self, **asked: Any) -> np.ndarray:
+        self.calls.append(asked)
+        first = asked.get("images")
+        if first is None:
+            first = np.full((len(asked["seeds"]), SIDE, SIDE, 3), 0.3, np.float32)
+            first[:, :, 2:8] = [0.8, 0.5, 0.2]
+        clip = np.stack([np.roll(first, t, 2) for t in range(LENGTH)], 1)
+        return (clip * self.gain + self.offset).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "overlap", "count"), [(9, 1, 2), (15, 1, 2), (16, 1, 3), (64, 1, 9), (20, 3, 4)]
+)
+def test_the_length_that_was_asked_for(num_frames: int, overlap: int, count: int):
+    painter = Painter()
+    made = long_video(painter, num_frames=num_frames, overlap=overlap, seeds=[3])  # type: ignore[arg-type]
+    assert made.shape == (1, num_frames, SIDE, SIDE, 3)
+    assert len(painter.calls) == count
+    assert made[:, :LENGTH].tolist() == painter.frames(seeds=[3]).tolist() or overlap > 1
+
+
+@pytest.mark.parametrize("overlap", [1, 3])
+def test_the_next_chunk_begins_from_floats_and_shares_noise(overlap: int):
+    painter = Painter()
+    made = long_video(painter, num_frames=2 * LENGTH - overlap, overlap=overlap, seeds=[3])  # type: ignore[arg-type]
+    first, second = painter.calls
+    assert "images" not in first
+    assert second["images"].dtype == np.float32
+    whole = painter.frames(seeds=[3])
+    assert np.array_equal(second["images"], whole[:, -overlap])
+    assert torch.equal(second["latents"][:, :overlap], first["latents"][:, -overlap:])
+    assert not torch.equal(second["latents"][:, overlap:], first["latents"][:, overlap:])
+    assert np.array_equal(made[:, : LENGTH - overlap], whole[:, : LENGTH - overlap])
+
+
+def test_colours_do_not_drift_and_no_seam_shows(monkeypatch: pytest.MonkeyPatch):
+    made = long_video(Painter(), num_frames=64, seeds=[0])[0]  # type: ignore[arg-type]
+    kept = drift(np.round(made * 255).astype(np.uint8))
+    assert max(kept.values()) < 1.5
+    assert seams(made, LENGTH, 1) < 1.5
+    monkeypatch.setattr(chunks, "matched", lambda frames, copy, original: frames)
+    plain = long_video(Painter(), num_frames=64, seeds=[0])[0]  # type: ignore[arg-type]
+    assert drift(np.round(plain * 255).astype(np.uint8))["colour"] > 10
+    assert seams(plain, LENGTH, 1) > seams(made, LENGTH, 1)
+
+
+def test_a_cut_is_a_seam_and_a_still_clip_has_none():
+    clip = Painter(gain=1, offset=0).frames(seeds=[0])[0]
+    cut = np.concatenate([clip, 1 - clip[1:]])
+    assert seams(cut, LENGTH, 1) > 5
+    assert seams(np.concatenate([clip, np.roll(clip, LENGTH - 1, 2)[1:]]), LENGTH, 1) == pytest.approx(1, abs=0.05)
+    assert seams(clip[:1].repeat(20, 0), LENGTH, 1) == 0
+
+
+@pytest.mark.parametrize("overlap", [0, LENGTH])
+def test_an_overlap_that_leaves_nothing_new_is_refused(overlap: int):
+    with pytest.raises(UserError, match="fewer than the 8 frames"):
+        long_video(Painter(), num_frames=64, overlap=overlap, seeds=[0])  # type: ignore[arg-type]
