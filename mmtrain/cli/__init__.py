@@ -1,9 +1,9 @@
 """The command line: verbs and their options, each in a file of its own with an ``add``, listed in `VERBS`.
 
 Holds no work of its own: a verb is a thin call, and imports what it needs when it runs, so that help is instant. Exit
-status 0 done; 1 it went wrong on the way, or `shards check`, `reproduce` or `verify` found what should not be; 2 a
-user's mistake (one block, no stack trace); 75 a scheduler stopped it and it has saved, so start it again; 130
-interrupted. Anything else is our bug and shows its trace.
+status 0 done; 1 it went wrong on the way, a gate failed, or `shards check`, `reproduce` or `verify` found what should
+not be; 2 a user's mistake (one block, no stack trace); 75 a scheduler stopped it and it has saved, so start it again;
+130 interrupted. Anything else is our bug and shows its trace.
 """
 
 import argparse

@@ -26,12 +26,17 @@ def add(verbs: Any) -> None:
     evaluate.add_argument("--width", type=positive, help="pixels (default: the model's)")
     evaluate.add_argument("--first-frame", metavar="SD", help="draws first frames (default: the shipped one)")
     evaluate.add_argument("--batch", type=positive, default=8, help="clips made at once (default 8)")
+    text = "threshold such as `motion >= 0.5`; repeat for more. A failed one makes the exit status 1"
+    evaluate.add_argument("--gate", metavar="LINE", action="append", default=[], help=text)
+    evaluate.add_argument("--gates", metavar="FILE", type=Path, help="YAML list of gates, or one under `gates:`")
     evaluate.add_argument("--out", metavar="DIR", type=Path, help="default: evaluations/ and the artifact's name")
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> int:
     from mmtrain.config import shipped
+    from mmtrain.evaluate import outcome
     from mmtrain.evaluate.arms import Settings
+    from mmtrain.evaluate.gates import from_file
     from mmtrain.evaluate.run import evaluate
 
     names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width")
@@ -40,4 +45,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
     asked = {name: vars(args)[name] for name in ("prompts_from", "count", "two_objects", "seed", "batch", "out")}
     asked |= {name: [word for word in vars(args)[name].split(",") if word] for name in ("ways", "metrics")}
-    print(evaluate(args.artifact, settings=settings, **asked))
+    gates = [*args.gate, *([] if args.gates is None else from_file(args.gates))]
+    made = evaluate(args.artifact, settings=settings, gates=gates, **asked)
+    print(made)
+    return 0 if all(gate["passed"] for gate in outcome.read(made)["gates"]) else 1

@@ -4,10 +4,10 @@ Held-out scenes of the world, or a file of prompts. Making the clips and judging
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,13 @@ ONE, TWO, OWN = "one object", "two objects", "prompts"
 _SEEDS = 1 << 31
 Numbers = dict[str, bool | float | None]
 """What a metric gives of one clip: by name, a bool where an average is a share, None where it does not apply."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A metric that must know all that is asked before the first clip."""
+
+    def prepare(self, cases: Sequence["Case"]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

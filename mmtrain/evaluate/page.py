@@ -75,6 +75,23 @@ def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def gates(evaluated: Mapping[str, Any]) -> str:
+    """Which thresholds held, and by how much the others failed; nothing where none were set."""
+    found = evaluated.get("gates", ())  # older evaluations have none
+    if not found:
+        return ""
+    failed = sum(not each["passed"] for each in found)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(each["gate"])} <small>{escape(each["group"])}</small></th>'
+        f'<td class="n">{each["value"]:.3g}</td><td class="n change {"better" if each["passed"] else "worse"}">'
+        f"{'passed' if each['passed'] else 'failed'} <small>{abs(each['margin']):.3g} "
+        f"{'to spare' if each['passed'] else 'short'}{'' if each['sure'] else ', not for sure'}</small></td></tr>"
+        for each in found
+    )
+    said = f"{failed} of {len(found)} failed" if failed else f"All {len(found)} passed"
+    return f'<section><h2>Gates</h2><p>{said}.</p><table class="result"><tbody>{rows}</tbody></table></section>'
+
+
 def results(evaluated: Mapping[str, Any]) -> str:
     tables = groups(evaluated["table"])
     main = [_table(*place, rows) for (place, rows) in tables.items() if place[0] == evaluated["ways"][0]]

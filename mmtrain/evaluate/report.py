@@ -64,7 +64,8 @@ def render(run: Run, evaluated: dict[str, Any] | None, place: Path | None) -> st
     drawn = curves.read(metrics) if metrics.is_file() else {}
     parts = [page.head(manifest, evaluated, max((c[0][-1] for c in drawn.values()), default=None))]
     if evaluated is not None and place is not None:
-        parts += [page.verdict(evaluated), page.results(evaluated), page.clips(evaluated, place)]
+        parts += [page.verdict(evaluated), page.gates(evaluated), page.results(evaluated)]
+        parts.append(page.clips(evaluated, place))
     else:
         parts.append(page.not_evaluated())
     parts.append(page.training(drawn))

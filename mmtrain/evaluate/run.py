@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 
 from mmtrain import artifact, config
 from mmtrain.config.recipe import CONF
@@ -28,7 +29,8 @@ from mmtrain.errors import UserError
 from mmtrain.evaluate import cases as asked
 from mmtrain.evaluate import table
 from mmtrain.evaluate.arms import WAYS, FirstFrames, Model, Settings, arms
-from mmtrain.evaluate.cases import Case, Numbers
+from mmtrain.evaluate.cases import Case, Numbers, Prepared
+from mmtrain.evaluate.gates import judged, lines, parse, refuse_silent, told
 from mmtrain.evaluate.outcome import VERSION
 from mmtrain.evaluate.progress import Progress
 from mmtrain.evaluate.sheet import sheet
@@ -52,6 +54,7 @@ def evaluate(
     seed: int,
     batch: int,
     out: Path | None,
+    gates: Sequence[str] = (),
 ) -> Path:
     """Compare an artifact with its own base and print the table.
 
@@ -65,16 +68,24 @@ def evaluate(
         seed: of scenes, wordings, noise and resampling.
         batch: clips made at once.
         out: folder to write; None: ``evaluations/<artifact>``.
+        gates: lines of `gates.py`; what each found is told and kept, passed or not.
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: what was asked cannot be done; or, with the folder written, a gate that nothing answers.
     """
+    wanted = [parse(gate) for gate in gates]
     facts = artifact.read(folder)
     target = out if out is not None else Path("evaluations") / folder.resolve().name
     refuse_existing(target)
     chosen = {name: metric(name) for name in metrics}
     cases = _cases(prompts_from, count, two_objects, seed)
     _check_ways(ways, cases)
+    for each in chosen.values():
+        if isinstance(each, Prepared):
+            each.prepare(cases)
     started = time.perf_counter()
     with _staged(target) as staging:
         with Progress(2 * len(ways) * len(cases)) as progress:
@@ -103,8 +114,10 @@ def evaluate(
             "table": table.aggregate(clips, seed=seed, lower_is_better=lower),
             "clips": clips,
         }
+        found["gates"] = told(judged(wanted, found["table"]))
         write_json(staging / "evaluation.json", found)
     show(found)
+    refuse_silent(wanted, found["table"])
     return target
 
 
@@ -129,6 +142,8 @@ def show(found: Mapping[str, Any]) -> None:
     console = Console()
     for each in table.for_terminal(found["table"]):
         console.print(each)
+    for line in lines(found.get("gates", ())):  # older evaluations have none
+        console.print(escape(line), style="red" if line.startswith("FAILED") else "green")
 
 
 def compare(

@@ -333,11 +333,31 @@ def test_a_trained_adapter_does(learnt: Path, tmp_path: Path):
     assert not np.array_equal(before, after)
 
 
+def test_gates_decide_the_status_and_are_kept(learnt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "gates.yaml").write_text("gates:\n- broken frames <= 1\n")
+    words = ["evaluate", learnt, "--prompts-from", ask(tmp_path), "--ways", "none", "--steps", 1, "--num-frames", 8]
+    words += ["--metrics", "motion", "--gates", tmp_path / "gates.yaml"]
+    assert cli.main([str(w) for w in [*words, "--out", tmp_path / "passed"]]) == 0
+    assert "passed  broken frames <= 1" in capsys.readouterr().out
+    more = ["--gate", "motion amount >= 300", "--out", tmp_path / "failed"]
+    assert cli.main([str(w) for w in [*words, *more]]) == 1
+    assert "FAILED  motion amount >= 300" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "failed" / "evaluation.json").read_text())["gates"]
+    assert [gate["passed"] for gate in kept] == [False, True]
+    assert kept[0]["margin"] == pytest.approx(kept[0]["value"] - 300)
+    silent = ["--gate", "motion >= 0", "--out", tmp_path / "silent"]
+    assert cli.main([str(w) for w in [*words, *silent]]) == 2
+    assert "no number 'motion'" in capsys.readouterr().err
+    assert (tmp_path / "silent" / "evaluation.json").is_file(), "what was made is not lost"
+
+
 MISTAKES = {
     "evaluate nowhere": "no artifact.json",
     "evaluate {artifact} --ways sdd": "some of sd,none,image",
     "evaluate {artifact} --ways sd,sd": "each once",
-    "evaluate {artifact} --metrics fulfilmnt": "of fulfilment",
+    "evaluate {artifact} --metrics fulfilmnt": "of clip_score, encoded, fulfilment, motion",
+    "evaluate {artifact} --gate motion>0.5": "a line such as",
+    "evaluate {artifact} --gates nowhere.yaml": "a YAML list of lines",
     "evaluate {artifact} --count 0": "above 0",
     "evaluate {artifact} --prompts-from nowhere.txt": "no such file",
     "evaluate {artifact} --out {taken}": "the output exists",

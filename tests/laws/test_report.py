@@ -197,6 +197,16 @@ def test_the_verdict_follows_the_numbers():
     assert "No number applies" in verdict_of([None], [None])
 
 
+def test_the_page_shows_which_gates_failed_and_by_how_much():
+    each = {"gate": "motion >= 0.5", "way": "sd", "group": "one object", "value": 0.2, "margin": -0.3, "sure": True}
+    shown = page.gates({"gates": [{**each, "passed": False}, {**each, "margin": 0.1, "passed": True, "sure": False}]})
+    assert "1 of 2 failed" in shown
+    assert "motion &gt;= 0.5" in shown
+    assert "failed <small>0.3 short" in shown
+    assert "passed <small>0.1 to spare, not for sure" in shown
+    assert page.gates({"gates": []}) == page.gates({}) == ""
+
+
 # curves ---------------------------------------------------------------------------------------------------------------
 
 
