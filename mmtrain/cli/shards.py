@@ -46,7 +46,13 @@ def add(verbs: Any) -> None:
     text = "share of the held-out samples that are in here (default 0)"
     check.add_argument("--max-leak-fraction", type=share, default=0.0, help=text)
     check.add_argument("--workers", type=positive, default=1, help="processes that read and decode (default 1)")
-    encode = add_verb(kinds, "encode", _encode, "write a recipe's encoder outputs as shards", overrides=True)
+    encode = add_verb(
+        kinds,
+        "encode",
+        _encode,
+        "write a recipe's encoder outputs as shards, on trainer.devices at once",
+        overrides=True,
+    )
     encode.add_argument("recipe", metavar="RECIPE")
     encode.add_argument("--to", metavar="DIR", type=Path, required=True)
     encode.add_argument("--batch-size", type=positive, default=16)
@@ -93,11 +99,11 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _encode(args: argparse.Namespace) -> None:
-    from mmtrain.config import build, checked, compose
-    from mmtrain.data.cache import encode_shards
+    from mmtrain.config import checked, compose
+    from mmtrain.train.encode import encode
 
     cfg = checked(compose(args.recipe, args.overrides))
-    source, backbone = build(cfg.dataset), build(cfg.backbone)
-    how = {"encode": backbone.encode, "encoder_id": backbone.encoder_id, "batch_size": args.batch_size}
     with bar("samples") as progress:
-        print(encode_shards(source, args.to, **how, progress=progress))
+        written = encode(cfg, args.to, args.batch_size, progress)
+    if written:
+        print(written)

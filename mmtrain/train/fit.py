@@ -19,6 +19,7 @@ from mmtrain.errors import UserError
 from mmtrain.run import Run
 from mmtrain.threads import calibrate
 from mmtrain.train import checkpoint
+from mmtrain.train.encode import stored
 from mmtrain.train.failures import explained
 from mmtrain.train.loop import train
 from mmtrain.train.module import TrainModule
@@ -105,7 +106,7 @@ def _cached(cfg: DictConfig, pixels: Source | Mixture, backbone: Any, schedule: 
 
 
 def _encoded(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, voice: Voice) -> Source:
-    kept = backbone.stored if isinstance(backbone, Aligned) else torch.float16
+    kept = stored(backbone)
     encoder_id = backbone.encoder_id
     folder = place(cfg.cache, pixels, encoder_id, kept)
     shown = _Encoding(voice)

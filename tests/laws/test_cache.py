@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.data.cache import encode_shards
 from mmtrain.data.shards import write_world
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def encode(frames: Tensor) -> dict[str, Tensor]:
@@ -214,3 +219,20 @@ def test_an_encoding_that_is_not_finite_does_not_pass(source: Source, tmp_path: 
 def test_a_cache_cannot_be_encoded_again(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="encoder outputs"):
         cached(Source(shards=str(cache)), tmp_path / "c", never)
+
+
+def test_the_verb_encodes_on_several_devices_what_one_would(
+    world: Path, tiny_svd: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    """Through Lightning, which starts the command again."""
+    words = [f"dataset.shards={world}", f"backbone.path={tiny_svd}", f"backbone.text_path={tiny_clip}"]
+    words += ["dataset.num_frames=3", "dataset.stride=1", "dataset.size=64", "trainer.threads=1", "trainer.devices=2"]
+    command = [sys.executable, "-m", "mmtrain", "shards", "encode", "svd_text_bridge", *words, "--to"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(tmp_path / "c")], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'c'}\n"), done.stderr
+    pixels = Source(shards=str(world), num_frames=3, size=64)
+    backbone = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
+    cached(pixels, tmp_path / "one", backbone.encode, encoder_id=backbone.encoder_id, batch_size=16)
+    assert tars(tmp_path / "c") == tars(tmp_path / "one")
+    assert (tmp_path / "c" / "cache.json").read_text() == (tmp_path / "one" / "cache.json").read_text()

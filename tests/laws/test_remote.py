@@ -3,11 +3,14 @@
 import http.server
 import json
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from mmtrain.data import remote
 from mmtrain.data.shards import write_world
@@ -162,9 +165,28 @@ def test_failures_name_the_url(server: Server, tmp_path: Path) -> None:
         opened(f"{server.url}/000000.tar", tmp_path)
 
 
+def test_any_protocol_of_fsspec_is_read_alike(world: Path, tmp_path: Path) -> None:
+    """Local files by URL stand for those whose servers cannot be had here."""
+    source = opened(f"file://{world}/{{000000..000002}}.tar", tmp_path)
+    assert source.fingerprint == opened(str(world), tmp_path).fingerprint
+    assert source.index.shards[0].path.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(("url", "package"), [("gs://bucket/0.tar", "gcsfs"), ("s3://bucket/0.tar", "s3fs")])
+def test_a_protocol_whose_package_is_missing_says_which_extra(
+    url: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{url}: .*not installed.*pip install 'mmtrain\[remote\]'"):
+        remote._open(url)
+
+
+def test_a_hub_data_set_is_named_by_its_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, path = remote._open("hf://datasets/someone/clips/000000.tar")
+    assert (system.protocol, path) == ("hf", "datasets/someone/clips/000000.tar")
+
+
 def test_shards_in_an_s3_bucket(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -173,11 +195,9 @@ def test_shards_in_an_s3_bucket(world: Path, tmp_path: Path, monkeypatch: pytest
     endpoint = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     running.start()
     try:
-        import s3fs
-
         bucket = s3fs.S3FileSystem(endpoint_url=endpoint)
         bucket.mkdir("shards")
         for path in world.glob("*.tar"):

@@ -1,0 +1,51 @@
+"""A recipe's encoder over its shards, by as many processes as its trainer has devices; see `data/cache.py`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from omegaconf import DictConfig
+from torch import Tensor
+
+from mmtrain import config
+from mmtrain.backbone.aligned import Aligned
+from mmtrain.data.cache import encode_shards
+from mmtrain.train.schedule import Fit
+
+
+def stored(backbone: Any) -> torch.dtype:
+    """What floating-point outputs of a backbone are kept as."""
+    return backbone.stored if isinstance(backbone, Aligned) else torch.float16
+
+
+def encode(cfg: DictConfig, folder: Path, batch_size: int, progress: Callable[[int, int], None]) -> Path | None:
+    """Write the encoder outputs of ``cfg.dataset`` into a folder; see `encode_shards`.
+
+    With ``trainer.devices`` above 1, Lightning starts this command again in as many processes, each on a device of its
+    own. On several machines that share the folder, give the same command on each.
+
+    Args:
+        cfg: a checked config.
+
+    Returns:
+        The folder; None in the processes that Lightning started.
+
+    Raises:
+        UserError: what `encode_shards` raises.
+    """
+    schedule: Fit = config.build(cfg.trainer)
+    several = schedule.devices > 1
+    fabric = Fabric(accelerator=schedule.accelerator, devices=schedule.devices, strategy="ddp" if several else "auto")
+    fabric.launch()
+    torch.set_num_threads(1 if schedule.threads == "auto" else schedule.threads)
+    source, backbone = config.build(cfg.dataset), config.build(cfg.backbone).to(fabric.device)
+
+    def on_device(frames: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = backbone.encode(frames.to(fabric.device))
+        return found
+
+    how = {"encoder_id": backbone.encoder_id, "batch_size": batch_size, "dtype": stored(backbone)}
+    encode_shards(source, folder, encode=on_device, **how, progress=progress)
+    return folder if fabric.is_global_zero else None
