@@ -127,17 +127,19 @@ def test_another_number_of_ranks_sees_the_same_batches(kind: str, words: list[st
     whole, resumed = told(tmp_path / "whole.txt"), told(tmp_path / "killed.txt")
     other = told(tmp_path / "killed-1.txt")
     assert other  # it has taken part
-    apart, mean = 0.0, sum(loss for _, loss in whole.values()) / len(whole)
+    mean = sum(loss for _, loss in whole.values()) / len(whole)
+    apart: dict[int, float] = {}
     for step, (digests, loss) in whole.items():
         own, found = resumed[step]
         if len(own) < len(digests):  # the last word was that of two ranks
             own, found = own + other[step][0], (found + other[step][1]) / 2
         assert own == digests
-        apart = max(apart, abs(found - loss) / mean)
-    assert apart < 1e-4
-    print(
-        f"\n{kind}: {STEPS} steps by 1, 2 and 1 ranks; batches are equal, losses to {apart:.1e} of their mean\n{said}"
-    )
+        apart[step] = abs(found - loss) / mean
+    soon = max(apart[step] for step in sorted(other)[:5])
+    assert soon < 1e-5
+    assert max(apart.values()) < 1e-3  # what training makes of the first differences
+    said += f"losses to {soon:.1e} of their mean in the first steps by two, to {max(apart.values()):.1e} in all\n"
+    print(f"\n{kind}: {STEPS} steps by 1, 2 and 1 ranks; batches are equal, {said}")
 
 
 def told(path: Path) -> dict[int, tuple[list[str], float]]:
