@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmtrain.evaluate.page import result_table
+from mmtrain.evaluate.page import gates, result_table
 from mmtrain.evaluate.retrieval import DIRECTIONS, ranks
 from mmtrain.evaluate.table import ARMS, between, groups, outcome
 
@@ -24,6 +24,7 @@ def parts(evaluated: Mapping[str, Any], _: Path) -> list[str]:
     """Verdict, tables, matrices, ranks and the shape of the space."""
     return [
         verdict(evaluated),
+        gates(evaluated),
         results(evaluated),
         similarities(evaluated),
         rank_histograms(evaluated),

@@ -1,6 +1,7 @@
 """The pairs that an alignment is asked about: held-out scenes of the world, or pairs from shards; each told apart."""
 
-from pathlib import Path
+from itertools import count as counter
+from itertools import product
 
 import numpy as np
 
@@ -15,10 +16,15 @@ FRAMES = 8  # of a clip, for a tower that takes any number
 def heldout(*, count: int, seed: int, num_frames: int | None) -> list[Item]:
     """Held-out scenes of one object, no two of the same colour, shape, motion and background: so that no caption, which
     tells all four, is true of two of them."""
+    kinds = product(world.COLOURS, world.SHAPES, world.MOTIONS)
+    most = sum(world.held_out(*kind) for kind in kinds) * len(world.BACKGROUNDS)
+    if count > most:
+        raise UserError("--count", str(count), f"at most {most}, the held-out scenes that differ", "ask for fewer")
     items: list[Item] = []
     told: set[tuple[str, ...]] = set()
-    limit = 40 * count + 2000
-    for i in range(limit):
+    for i in counter():
+        if len(items) == count:
+            break
         scene = world.scene(seed, "heldout", i, two_objects=0.0)
         sprite = scene.sprites[0]
         facts = (sprite.colour, sprite.shape, sprite.motion, scene.background)
@@ -27,9 +33,7 @@ def heldout(*, count: int, seed: int, num_frames: int | None) -> list[Item]:
         told.add(facts)
         caption = world.caption(scene, world.rng_of("pairs", seed, i))
         items.append(Item(f"heldout-{i:06d}", caption, spread(world.render(scene), num_frames), scene.truth()))
-        if len(items) == count:
-            return items
-    raise UserError("--count", str(count), f"at most {len(items)} held-out scenes that differ", "ask for fewer")
+    return items
 
 
 def from_shards(shards: str, *, count: int, num_frames: int | None) -> tuple[list[Item], int]:
@@ -61,8 +65,6 @@ def asked(prompts_from: str, *, count: int, seed: int, num_frames: int | None) -
     """``heldout``, or shards."""
     if prompts_from == "heldout":
         return heldout(count=count, seed=seed, num_frames=num_frames), 0
-    if not any(Path().glob(prompts_from)) and not Path(prompts_from).exists() and "://" not in prompts_from:
-        raise UserError("--prompts-from", prompts_from, "`heldout`, or shards of pairs", "correct the path")
     return from_shards(prompts_from, count=count, num_frames=num_frames)
 
 

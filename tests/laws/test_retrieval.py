@@ -124,7 +124,7 @@ def test_pairs_of_shards_pass_over_captions_that_came_before(tmp_path: Path):
     items, passed = pairs.asked(str(shards), count=4, seed=0, num_frames=2)
     assert (len(items), passed) == (4, 0)
     assert items[0].truth is not None
-    with pytest.raises(UserError, match="--prompts-from"):
+    with pytest.raises(UserError, match="nowhere"):
         pairs.asked(str(tmp_path / "nowhere"), count=4, seed=0, num_frames=2)
 
 
