@@ -12,7 +12,8 @@ class Full(nn.Module):
     """Weights of the backbone's network, chosen by patterns.
 
     Args:
-        train: names that train (shell patterns).
+        train: names that train (shell patterns), in order: the last that matches a name decides, and one that begins
+            with ``!`` leaves it frozen.
         freeze: names that stay frozen although ``train`` matches them.
     """
 
@@ -29,12 +30,13 @@ class Full(nn.Module):
         """
         names = dict(backbone.network.named_parameters())
         for pattern in [*self.train_patterns, *self.freeze_patterns]:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
                 raise UserError(
                     "adapter full", f"the pattern {pattern!r} matches no weight", "a weight's name", "correct it"
                 )
         for name, weight in names.items():
-            wanted = any(fnmatchcase(name, p) for p in self.train_patterns)
+            matching = [p for p in self.train_patterns if fnmatchcase(name, p.removeprefix("!"))]
+            wanted = bool(matching) and not matching[-1].startswith("!")
             if wanted and not any(fnmatchcase(name, p) for p in self.freeze_patterns):
                 self._chosen[name] = weight.requires_grad_(True)
 

@@ -77,6 +77,11 @@ class Aligned(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def num_frames(self) -> int | None:
+        """Of a clip, for a tower that wants that many; None where any number will do."""
+
+    @property
+    @abstractmethod
     def log_scale(self) -> nn.Parameter:
         """Logarithm of the temperature's inverse, t in s = eᵗ; one number."""
 
@@ -109,7 +114,7 @@ class Aligned(nn.Module, ABC):
         if self._table and self.text_is_frozen and all(caption in self._table for caption in captions):
             features = torch.stack([self._table[caption] for caption in captions]).to(self.log_scale.device)
             return _through(self.text_top, features)
-        return _through(self.text_top, self.text_features(*self._tokens(captions)))
+        return _through(self.text_top, self.text_features(*self.tokens(captions)))
 
     def embed_visual(self, batch: Batch) -> Tensor:
         """Embeddings ``[b d]`` of a batch's pixels, or of the features that a cache holds of them."""
@@ -160,7 +165,8 @@ class Aligned(nn.Module, ABC):
             fix = "add `- /adapter@adapters.projection: projection` to the recipe's defaults"
             raise UserError("towers", came, "one width, or a projection", fix)
 
-    def _tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask ``[b l]`` of captions, as `text_features` takes them. Raises UserError."""
         if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
             came = f"caption {empty[0] + 1} of {len(captions)} is empty"
             raise UserError("captions", came, "words to align with", "write a caption for it, or leave the sample out")
@@ -213,7 +219,7 @@ class Aligned(nn.Module, ABC):
         """Text features ``[n d]`` of captions; in groups of a fixed size, so that they are the same on every run."""
         rows = []
         for start in range(0, len(captions), _AT_ONCE):
-            rows.append(self.text_features(*self._tokens(captions[start : start + _AT_ONCE])).cpu())
+            rows.append(self.text_features(*self.tokens(captions[start : start + _AT_ONCE])).cpu())
             progress(min(start + _AT_ONCE, len(captions)), len(captions))
         return torch.cat(rows)
 

@@ -56,6 +56,11 @@ class CLIP(Aligned):
         return self.model.projection_dim, self.model.projection_dim
 
     @property
+    def num_frames(self) -> int | None:
+        stacked = self.model.config.vision_config.num_channels // 3
+        return stacked if stacked > 1 else None
+
+    @property
     def base(self) -> dict[str, str]:
         return {"path": self.path, "digest": digest(self.model)}
 

@@ -32,10 +32,18 @@ class ClipVision(nn.Module):
     def width(self) -> int:
         return int(self.model.config.projection_dim)
 
+    @property
+    def num_frames(self) -> int | None:
+        stacked = int(self.model.config.num_channels) // 3
+        return stacked if stacked > 1 else None
+
     def forward(self, frames: Tensor) -> Tensor:
         """Frames ``[b t c h w]`` in [-1, 1] → ``[b t d]``; ``[b 1 d]`` of a tower that stacks frames."""
-        pixels = pixels_of(frames, self.model.config, self.processor, self.path)
-        return self.model(pixel_values=pixels).image_embeds.unflatten(0, (len(frames), -1))
+        return self.model(pixel_values=self.pixels(frames)).image_embeds.unflatten(0, (len(frames), -1))
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Frames as the network takes them."""
+        return pixels_of(frames, self.model.config, self.processor, self.path)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         copy_as(merged(self.model), dtype).save_pretrained(folder)

@@ -47,7 +47,14 @@ class TextTower(Tower, Protocol):
 
 
 class VisualTower(Tower, Protocol):
-    """``frames [b t c h w]`` in [-1, 1] → ``[b n d]``; refuses a number of frames that it cannot see."""
+    """``frames [b t c h w]`` in [-1, 1] → ``[b n d]``; refuses a number of frames that it cannot see.
+
+    Attributes:
+        num_frames: that it wants of a clip, or None for any number.
+    """
+
+    @property
+    def num_frames(self) -> int | None: ...
 
 
 class Towers(nn.Module):
@@ -103,6 +110,10 @@ class Pair(Aligned):
     @property
     def widths(self) -> tuple[int, int]:
         return self.towers.text.width, self.towers.visual.width
+
+    @property
+    def num_frames(self) -> int | None:
+        return self.towers.visual.num_frames
 
     @property
     def base(self) -> dict[str, str]:

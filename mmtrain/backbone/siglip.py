@@ -55,6 +55,10 @@ class SigLIP(Aligned):
         return self.model.config.text_config.projection_size, self.model.config.vision_config.hidden_size
 
     @property
+    def num_frames(self) -> int | None:
+        return None
+
+    @property
     def base(self) -> dict[str, str]:
         return {"path": self.path, "digest": digest(self.model)}
 

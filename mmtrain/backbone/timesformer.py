@@ -34,19 +34,27 @@ class TimeSformer(nn.Module):
     def width(self) -> int:
         return int(self.model.config.hidden_size)
 
+    @property
+    def num_frames(self) -> int | None:
+        return int(self.model.config.num_frames)
+
     def forward(self, frames: Tensor) -> Tensor:
         """Frames ``[b t c h w]`` in [-1, 1] → the clip's class token ``[b 1 d]``.
 
         Raises:
             UserError: another number of frames than the tower was made for.
         """
-        config, (b, t) = self.model.config, frames.shape[:2]
+        config, t = self.model.config, frames.shape[1]
         if t != config.num_frames:
             came = "an image" if t == 1 else f"clips of {t} frames"
             fix = f"set dataset.num_frames={config.num_frames}"
             raise UserError(f"backbone {self.path}", came, f"clips of {config.num_frames} frames", fix)
-        pixels = prepare(frames.flatten(0, 1), config.image_size, self.processor).unflatten(0, (b, t))
-        return self.model(pixel_values=pixels).last_hidden_state[:, :1]
+        return self.model(pixel_values=self.pixels(frames)).last_hidden_state[:, :1]
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Frames as the network takes them."""
+        side = self.model.config.image_size
+        return prepare(frames.flatten(0, 1), side, self.processor).unflatten(0, frames.shape[:2])
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         copy_as(merged(self.model), dtype).save_pretrained(folder)

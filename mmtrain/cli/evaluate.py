@@ -1,4 +1,4 @@
-"""``mmtrain evaluate``: base against adapted on held-out prompts."""
+"""``mmtrain evaluate``: base against adapted, on held-out prompts; of an alignment, on held-out pairs."""
 
 import argparse
 from pathlib import Path
@@ -9,14 +9,18 @@ from mmtrain.cli.arguments import add_verb, count, positive
 
 def add(verbs: Any) -> None:
     evaluate = add_verb(verbs, "evaluate", _evaluate, "compare base and adapted on held-out prompts, with intervals")
-    evaluate.add_argument("artifact", metavar="ARTIFACT", type=Path, help="an exported folder")
-    text = "heldout: scenes of the world (default); or a .txt of prompts, one a line, or a .jsonl"
+    evaluate.add_argument(
+        "artifact", metavar="ARTIFACT", type=Path, help="an exported folder; of an alignment, a run's too"
+    )
+    text = (
+        "heldout: scenes of the world (default); or a .txt of prompts, one a line, or a .jsonl; of an alignment, shards"
+    )
     evaluate.add_argument("--prompts-from", metavar="FILE", default="heldout", help=text)
-    evaluate.add_argument("--count", type=positive, default=48, help="held-out prompts of one object (default 48)")
+    evaluate.add_argument("--count", type=positive, help="held-out prompts of one object (default 48; 64 pairs)")
     evaluate.add_argument("--two-objects", type=count, default=16, help="and of two objects (default 16)")
     text = "first frame by Stable Diffusion, none, the true one; several with commas (default sd)"
     evaluate.add_argument("--ways", metavar="sd,none,image", default="sd", help=text)
-    evaluate.add_argument("--metrics", default="fulfilment", help="names in conf/metric, with commas")
+    evaluate.add_argument("--metrics", help="names in conf/metric, with commas (default: fulfilment; or all of pairs)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--guidance-scale", type=float)
     evaluate.add_argument("--steps", type=positive, help="inference steps")
@@ -34,18 +38,52 @@ def add(verbs: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from mmtrain.config import shipped
-    from mmtrain.evaluate import outcome
+    from mmtrain.evaluate.alignment import subject
     from mmtrain.evaluate.arms import Settings
     from mmtrain.evaluate.gates import from_file
     from mmtrain.evaluate.run import evaluate
 
+    gates = [*args.gate, *([] if args.gates is None else from_file(args.gates))]
+    found = subject(args.artifact)
+    if found is not None:
+        return _done(_alignment(args, found, gates))
     names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width")
     chosen: dict[str, Any] = {"num_inference_steps": args.steps} if args.steps is not None else {}
     chosen |= {name: vars(args)[name] for name in names}
     settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
     asked = {name: vars(args)[name] for name in ("prompts_from", "count", "two_objects", "seed", "batch", "out")}
-    asked |= {name: [word for word in vars(args)[name].split(",") if word] for name in ("ways", "metrics")}
-    gates = [*args.gate, *([] if args.gates is None else from_file(args.gates))]
-    made = evaluate(args.artifact, settings=settings, gates=gates, **asked)
+    asked["count"] = asked["count"] or 48
+    asked |= {"ways": _words(args.ways), "metrics": _words(args.metrics or "fulfilment")}
+    return _done(evaluate(args.artifact, settings=settings, gates=gates, **asked))
+
+
+def _done(made: Path) -> int:
+    from mmtrain.evaluate import outcome
+
     print(made)
     return 0 if all(gate["passed"] for gate in outcome.read(made)["gates"]) else 1
+
+
+def _alignment(args: argparse.Namespace, found: Any, gates: list[str]) -> Path:
+    """Two states of a shared space on the same pairs; what is asked of clips alone has no meaning there."""
+    from mmtrain.data.shards import refuse_existing
+    from mmtrain.evaluate.alignment import COUNT, METRICS, evaluate
+
+    base, adapted, facts = found
+    out = args.out if args.out is not None else Path("evaluations") / args.artifact.resolve().name
+    refuse_existing(out)
+    return evaluate(
+        base,
+        adapted,
+        facts,
+        prompts_from=args.prompts_from,
+        count=args.count or COUNT,
+        metrics=_words(args.metrics) if args.metrics else METRICS,
+        seed=args.seed,
+        gates=gates,
+        out=out,
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]

@@ -28,6 +28,11 @@ def head(manifest: Mapping[str, Any], evaluated: Mapping[str, Any] | None, last:
     )
 
 
+def parts(evaluated: Mapping[str, Any], folder: Path) -> list[str]:
+    """What an evaluation of clips shows."""
+    return [verdict(evaluated), gates(evaluated), results(evaluated), clips(evaluated, folder)]
+
+
 # what came out -------------------------------------------------------------------------------------------------------
 
 
@@ -94,18 +99,18 @@ def gates(evaluated: Mapping[str, Any]) -> str:
 
 def results(evaluated: Mapping[str, Any]) -> str:
     tables = groups(evaluated["table"])
-    main = [_table(*place, rows) for (place, rows) in tables.items() if place[0] == evaluated["ways"][0]]
+    main = [result_table(*place, rows) for (place, rows) in tables.items() if place[0] == evaluated["ways"][0]]
     text = (
         f"<h2>Base and adapted</h2><p>Both models were given the same prompts, seeds and first frames, "
         f"{_WAYS[evaluated['ways'][0]]}. Bars are 95 % intervals, dots the means.</p>" + "".join(main)
     )
     for way in evaluated["ways"][1:]:
-        rest = [_table(*place, rows) for place, rows in tables.items() if place[0] == way]
+        rest = [result_table(*place, rows) for place, rows in tables.items() if place[0] == way]
         text += f"<details><summary>The same {_WAYS[way]}</summary>{''.join(rest)}</details>"
     return f"<section>{text}</section>"
 
 
-def _table(way: str, group: str, rows: Sequence[Row]) -> str:
+def result_table(way: str, group: str, rows: Sequence[Row]) -> str:
     most = max(row["base"]["n"] for row in rows)
     all_shares = all(row["share"] for row in rows)
     scale = '<div class="scale"><span>0 %</span><span>50 %</span><span>100 %</span></div>' if all_shares else ""

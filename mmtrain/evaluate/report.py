@@ -15,7 +15,7 @@ import yaml
 
 from mmtrain.config.recipe import BACKBONES
 from mmtrain.errors import UserError
-from mmtrain.evaluate import curves, outcome, page
+from mmtrain.evaluate import aligned_page, curves, outcome, page
 from mmtrain.run import Run
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -64,8 +64,8 @@ def render(run: Run, evaluated: dict[str, Any] | None, place: Path | None) -> st
     drawn = curves.read(metrics) if metrics.is_file() else {}
     parts = [page.head(manifest, evaluated, max((c[0][-1] for c in drawn.values()), default=None))]
     if evaluated is not None and place is not None:
-        parts += [page.verdict(evaluated), page.gates(evaluated), page.results(evaluated)]
-        parts.append(page.clips(evaluated, place))
+        shown = aligned_page.parts if "alignment" in evaluated else page.parts
+        parts += shown(evaluated, place)
     else:
         parts.append(page.not_evaluated())
     parts.append(page.training(drawn))

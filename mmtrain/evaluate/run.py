@@ -30,6 +30,7 @@ from mmtrain.evaluate import cases as asked
 from mmtrain.evaluate import table
 from mmtrain.evaluate.arms import WAYS, FirstFrames, Model, Settings, arms
 from mmtrain.evaluate.cases import Case, Numbers, Prepared
+from mmtrain.evaluate.embedded import EmbeddingMetric
 from mmtrain.evaluate.gates import judged, lines, parse, refuse_silent, told
 from mmtrain.evaluate.outcome import VERSION
 from mmtrain.evaluate.progress import Progress
@@ -81,13 +82,16 @@ def evaluate(
     target = out if out is not None else Path("evaluations") / folder.resolve().name
     refuse_existing(target)
     chosen = {name: metric(name) for name in metrics}
+    if embeddings := [name for name, each in chosen.items() if isinstance(each, EmbeddingMetric)]:
+        raise UserError("--metrics", f"{embeddings[0]} looks at embeddings", "metrics of clips", "choose others")
     cases = _cases(prompts_from, count, two_objects, seed)
     _check_ways(ways, cases)
     for each in chosen.values():
         if isinstance(each, Prepared):
             each.prepare(cases)
     started = time.perf_counter()
-    with _staged(target) as staging:
+    with staged(target) as staging:
+        (staging / "clips").mkdir()
         with Progress(2 * len(ways) * len(cases)) as progress:
             clips = compare(
                 cases,
@@ -110,7 +114,7 @@ def evaluate(
             "ways": list(ways),
             "metrics": list(metrics),
             "settings": asdict(settings),
-            **_circumstances(),
+            **circumstances(),
             "table": table.aggregate(clips, seed=seed, lower_is_better=lower),
             "clips": clips,
         }
@@ -122,11 +126,11 @@ def evaluate(
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
+def staged(target: Path) -> Iterator[Path]:
     """A folder beside the target that takes its place at the end; if anything is raised, nothing remains."""
     staging = target.absolute().with_name(f".{target.name}.staging-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
-    (staging / "clips").mkdir(parents=True)
+    staging.mkdir(parents=True)
     try:
         yield staging
         refuse_existing(target)
@@ -245,7 +249,7 @@ def _entry(way: str, case: Case) -> dict[str, Any]:
     return {"way": way, "group": case.group, **facts}
 
 
-def _circumstances() -> dict[str, Any]:
+def circumstances() -> dict[str, Any]:
     """When, with what and on what."""
     return {
         "command": sys.argv,

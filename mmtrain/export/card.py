@@ -2,12 +2,16 @@
 
 from typing import Any
 
+from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.codec import KLCodec
+from mmtrain.backbone.pair import Pair
 from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.siglip import SigLIP
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.weights import is_hub_id
 from mmtrain.export.lora import NETWORKS
+from mmtrain.export.peft import can_be_peft
 from mmtrain.export.prove import Proof
 from mmtrain.run import Run
 
@@ -15,6 +19,8 @@ KINDS = {
     StableVideoDiffusion: "Stable Video Diffusion, image to video",
     StableDiffusion: "Stable Diffusion, text to image",
     CLIP: "CLIP, text and images in one space",
+    SigLIP: "SigLIP, text and images in one space",
+    Pair: "a text and a visual tower in one space",
     KLCodec: "KL codec, pixels to latents and back",
 }
 
@@ -31,10 +37,21 @@ image = pipeline("a prompt", height={side}, width={side}).images[0]""",
     CLIP: """from transformers import CLIPModel, CLIPTokenizer
 
 model, tokenizer = CLIPModel.from_pretrained("{folder}"), CLIPTokenizer.from_pretrained("{folder}")""",
+    SigLIP: """from transformers import AutoTokenizer, SiglipModel
+
+model, tokenizer = SiglipModel.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")""",
+    Pair: """from transformers import {text}
+
+text = {text}.from_pretrained("{folder}/text")""",
     KLCodec: """from diffusers import {codec}
 
 codec = {codec}.from_pretrained("{folder}")""",
 }
+
+PEFT = """from peft import PeftModel
+from transformers import {kind}
+
+model = PeftModel.from_pretrained({kind}.from_pretrained("{base}"), "<this folder>/peft")"""
 
 
 LORA_USES = {
@@ -85,11 +102,20 @@ def card(
         "",
     ]
     if facts is not None:
-        lines += ["## In mmtrain", "", "```sh", f"mmtrain sample <this folder> {_words(backbone)}", "```", ""]
+        lines += ["## In mmtrain", "", "```sh", f"mmtrain {_words(backbone)}", "```", ""]
     if proof is None:
         lines += ["Bottlenecks cannot be folded into the network's weights: this folder works in mmtrain alone.", ""]
     else:
         lines += ["## Without mmtrain", "", "```python", _use(backbone, "<this folder>", layout), "```", ""]
+    if can_be_peft(backbone, adapters):
+        lines += ["## By PEFT", "", "```python", PEFT.format(kind=type(backbone.model).__name__, base=backbone.path)]
+        lines += ["```", ""]
+    if isinstance(backbone, Aligned) and [*backbone.over_time, *backbone.visual_top, *backbone.text_top]:
+        lines += [
+            "What stands on top of the towers is in `adapter.safetensors` and works in mmtrain; no library has a place",
+            "for it.",
+            "",
+        ]
     if proof is not None and getattr(backbone, "bridge", None) is not None:
         lines += [
             "The vanilla pipeline is conditioned on an image and has no place for text: it carries what was trained in",
@@ -138,8 +164,10 @@ def _table(run: Run, facts: dict[str, Any] | None, proof: Proof | None, dtype: s
 
 
 def _words(backbone: Any) -> str:
+    if isinstance(backbone, Aligned):
+        return "evaluate <this folder>"
     textual = isinstance(backbone, StableDiffusion) or getattr(backbone, "text", None) is not None
-    return '--prompt "…"' if textual else "--image first_frame.png"
+    return "sample <this folder> " + ('--prompt "…"' if textual else "--image first_frame.png")
 
 
 def _use(backbone: Any, folder: str, layout: str) -> str:
@@ -151,4 +179,5 @@ def _use(backbone: Any, folder: str, layout: str) -> str:
         side = backbone.unet.config.sample_size * 2 ** (len(backbone.vae.config.block_out_channels) - 1)
     if isinstance(backbone, KLCodec):
         codec = type(backbone.model).__name__
-    return USES[type(backbone)].format(folder=folder, side=side, codec=codec)
+    text = type(backbone.towers.text.model).__name__ if isinstance(backbone, Pair) else ""
+    return USES[type(backbone)].format(folder=folder, side=side, codec=codec, text=text)

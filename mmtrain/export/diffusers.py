@@ -13,7 +13,8 @@ from mmtrain.adapter.bottleneck import bound
 from mmtrain.errors import UserError
 from mmtrain.export.card import card
 from mmtrain.export.lora import Layout, write_lora
-from mmtrain.export.prove import CASES, prove, prove_artifact
+from mmtrain.export.peft import can_be_peft, write_peft
+from mmtrain.export.prove import CASES, prove, prove_artifact, prove_peft
 from mmtrain.export.prove_lora import prove_lora
 from mmtrain.run import Run
 
@@ -76,6 +77,9 @@ def _write(run: Run, staging: Path, dtype: Dtype, layout: Literal["merged"] | La
     if not artifact.is_whole_backbone(adapters):
         facts = artifact.write(run, backbone, staging)
         prove_artifact(backbone, staging)
+    if can_be_peft(backbone, adapters):
+        write_peft(backbone, adapters, staging)
+        prove_peft(backbone, staging)
     run.leave_record(staging / "run")
     text = card(run, backbone, adapters, facts, proof, dtype, layout)
     (staging / "README.md").write_text(text, encoding="utf-8")

@@ -82,6 +82,7 @@ def _peft(lora: LoRA, weights: Mapping[str, Tensor], folder: Path) -> tuple[Path
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
+        "use_dora": lora.dora,
         "target_modules": layers(weights),
         "inference_mode": True,
         "bias": "none",

@@ -5,6 +5,7 @@ nothing into the export; the other side of the proof, in a process without mmtra
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 
 from mmtrain import artifact
 from mmtrain.adapter.lora import merged
-from mmtrain.backbone.clip import CLIP, prepare
+from mmtrain.backbone.aligned import Aligned
+from mmtrain.backbone.clip import CLIP, pixels_of, prepare
 from mmtrain.backbone.codec import KLCodec
+from mmtrain.backbone.pair import Pair
 from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.siglip import SigLIP
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.weights import copy_as, digest
 from mmtrain.errors import UserError
@@ -98,10 +102,29 @@ def prove_artifact(backbone: Any, folder: Path) -> None:
         raise refused(folder, "the artifact, loaded again, gives something else than the trained model")
 
 
+def prove_peft(backbone: CLIP | SigLIP, folder: Path) -> None:
+    """Put ``folder/peft`` on the base in a clean process, by peft, and compare what it gives with the trained model.
+
+    Raises:
+        UserError: it does not load, or gives something else.
+    """
+    case = CASES[type(backbone)](backbone)
+    base = Path(backbone.path).resolve() if Path(backbone.path).is_dir() else backbone.path
+    case.ask |= {"kind": "peft", "base": str(base), "class": type(backbone.model).__name__}
+    got, _ = ask_vanilla(case, folder)
+    apart = float(np.abs(got - case.wanted).max()) / case.unit if got.shape == case.wanted.shape else math.inf
+    if not apart <= LEVELS[torch.float32]:
+        raise refused(folder, f"its PEFT adapter gives something {apart:.3g} levels of 255 away from what was trained")
+
+
 def _answer(backbone: Any) -> np.ndarray:
     if isinstance(backbone, StableVideoDiffusion) and backbone.text is not None:
         sampler = VideoSampler(backbone=backbone)
         return sampler.video(prompts=[PROMPT], **_small(sampler.multiple), num_frames=FRAMES, seeds=[SEED])
+    if isinstance(backbone, Aligned):
+        with torch.no_grad(), evaluating(backbone):
+            clip = _pixels(backbone.num_frames or FRAMES)[None]
+            return torch.cat([backbone.embed_text([PROMPT]), backbone.embed_videos(clip)]).numpy()
     return CASES[type(backbone)](backbone).wanted
 
 
@@ -136,11 +159,44 @@ def _image(backbone: StableDiffusion) -> Case:
 
 
 def _clip(backbone: CLIP) -> Case:
-    pixels = prepare(_pixels(1), backbone.model.config.vision_config.image_size, backbone.processor)
+    frames = _pixels(backbone.num_frames or 1)[None]
+    pixels = pixels_of(frames, backbone.model.config.vision_config, backbone.processor, backbone.path)
+    return _whole(backbone, {"kind": "clip"}, frames, pixels)
+
+
+def _siglip(backbone: SigLIP) -> Case:
+    frames = _pixels(1)[None]
+    pixels = prepare(frames[0], backbone.model.config.vision_config.image_size, backbone.processor)
+    return _whole(backbone, {"kind": "siglip"}, frames, pixels)
+
+
+def _whole(backbone: CLIP | SigLIP, ask: dict[str, Any], frames: Tensor, pixels: Tensor) -> Case:
+    """What the towers give, of unit length; nothing that stands on top of them, which no library has a place for."""
     with torch.no_grad(), evaluating(backbone):
-        text, image = backbone.embed_text([PROMPT]), backbone.embed_images(_pixels(1))
+        ids, mask = backbone.tokens([PROMPT])
+        text, image = backbone.text_features(ids, mask), backbone.visual_features(frames)[:, 0]
     wanted = nn.functional.normalize(torch.cat([text, image]), dim=-1).numpy()
-    return Case({"kind": "clip", "prompt": PROMPT}, wanted, {"model": backbone.model}, pixels.numpy(), unit=1 / 255)
+    ask |= {"prompt": PROMPT, "tokens": ids.shape[1]}
+    return Case(ask, wanted, {"model": merged(backbone.model)}, pixels.numpy(), unit=1 / 255)
+
+
+def _pair(backbone: Pair) -> Case:
+    """Each tower by its own library; our own 3D CNN, which has none, is proved by loading the pair again."""
+    text, visual = backbone.towers.text, backbone.towers.visual
+    frames = _pixels(backbone.num_frames or 1)[None]
+    with torch.no_grad(), evaluating(backbone):
+        ids, mask = backbone.tokens([PROMPT])
+        wanted = [text(ids, mask)[0]]
+        parts = {"text": merged(text.model)}
+        ask: dict[str, Any] = {"kind": "pair", "prompt": PROMPT + backbone.ending, "text": type(text.model).__name__}
+        ask |= {"tokens": ids.shape[1], "visual": None}
+        given = torch.zeros(0)
+        if hasattr(visual, "pixels"):
+            given = visual.pixels(frames)
+            wanted.append(visual(frames)[0, 0])
+            parts["visual"], ask["visual"] = merged(visual.model), type(visual.model).__name__
+    unit = [nn.functional.normalize(part, dim=-1).numpy() for part in wanted]
+    return Case(ask, np.concatenate(unit), parts, given.numpy(), unit=1 / 255)
 
 
 def _codec(backbone: KLCodec) -> Case:
@@ -163,6 +219,8 @@ CASES: dict[type, Callable[[Any], Case]] = {
     StableVideoDiffusion: _video,
     StableDiffusion: _image,
     CLIP: _clip,
+    SigLIP: _siglip,
+    Pair: _pair,
     KLCodec: _codec,
 }
 

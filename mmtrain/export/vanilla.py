@@ -15,6 +15,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -45,10 +46,55 @@ def image(ask: dict[str, Any], given: np.ndarray) -> Answer:
 def clip(ask: dict[str, Any], given: np.ndarray) -> Answer:
     """Text and pixels → embeddings of unit length, float32 ``[2 d]``; ``given`` float32 ``[1 c h w]``, prepared."""
     model = transformers.CLIPModel.from_pretrained(ask["folder"])
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(ask["folder"])
-    ids = tokenizer([ask["prompt"]], padding="max_length", return_tensors="pt").input_ids
+    return _both(model, _ids(ask, Path(ask["folder"])), given), {"model": model}
+
+
+def siglip(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """As `clip`."""
+    model = transformers.SiglipModel.from_pretrained(ask["folder"])
+    return _both(model, _ids(ask, Path(ask["folder"])), given), {"model": model}
+
+
+def peft(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """As `clip`: the base from where it lies, the adapter through peft."""
+    base = getattr(transformers, ask["class"]).from_pretrained(ask["base"])
+    model = PeftModel.from_pretrained(base, Path(ask["folder"]) / "peft")
+    return _both(model, _ids(ask, Path(ask["base"])), given), {"model": model.merge_and_unload()}
+
+
+def pair(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """Text by one library's class, pixels by another's → features of unit length, one after the other, ``[d + d']``."""
+    folder = Path(ask["folder"])
+    parts = {"text": getattr(transformers, ask["text"]).from_pretrained(folder / "text").eval()}
+    tokens = _tokens(ask, folder / "text")
+    output = parts["text"](input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    features = [output.text_embeds[0] if "text_embeds" in output else output.last_hidden_state[0, _last(tokens)]]
+    if ask["visual"] is not None:
+        parts["visual"] = getattr(transformers, ask["visual"]).from_pretrained(folder / "visual").eval()
+        output = parts["visual"](pixel_values=torch.from_numpy(given))
+        features.append(output.image_embeds[0] if "image_embeds" in output else output.last_hidden_state[0, 0])
+    return np.concatenate([torch.nn.functional.normalize(f, dim=-1).numpy() for f in features]), parts
+
+
+def _both(model: Any, ids: torch.Tensor, given: np.ndarray) -> np.ndarray:
     output = model.eval()(input_ids=ids, pixel_values=torch.from_numpy(given))
-    return torch.cat([output.text_embeds, output.image_embeds]).numpy(), {"model": model}
+    return torch.cat([output.text_embeds, output.image_embeds]).numpy()
+
+
+def _tokens(ask: dict[str, Any], folder: Path) -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer([ask["prompt"]], padding="max_length", max_length=ask["tokens"], return_tensors="pt")
+
+
+def _ids(ask: dict[str, Any], folder: Path) -> torch.Tensor:
+    ids: torch.Tensor = _tokens(ask, folder).input_ids
+    return ids
+
+
+def _last(tokens: Any) -> int:
+    return int(tokens.attention_mask.sum()) - 1
 
 
 def codec(ask: dict[str, Any], given: np.ndarray) -> Answer:
@@ -93,6 +139,9 @@ KINDS: dict[str, Callable[[dict[str, Any], np.ndarray], Answer]] = {
     "video": video,
     "image": image,
     "clip": clip,
+    "siglip": siglip,
+    "peft": peft,
+    "pair": pair,
     "codec": codec,
     "lora": lora,
 }

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mmtrain import config
 from mmtrain.adapter.clip_adapter import ClipAdapter
+from mmtrain.adapter.full import Full
 from mmtrain.adapter.projection import Projection
 from mmtrain.adapter.temporal import Temporal
 from mmtrain.adapter.tip_adapter import TipAdapter
@@ -61,6 +62,19 @@ def test_a_fresh_one_changes_no_bit_and_then_every_weight_gets_a_gradient(name: 
     assert [n for n, w in trained.items() if w.grad is None or not w.grad.abs().max() > 0] == []
     mine = {id(w) for w in trained.values()}
     assert all(w.grad is None for w in model.parameters() if id(w) not in mine)
+
+
+def test_patterns_are_read_in_order_and_lit_locks_the_image_side(tiny_clip: Path):
+    locked, last, lit = (CLIP(path=str(tiny_clip)) for _ in range(3))
+    Full(train=["*", "!vision_model.*"], freeze=[]).attach(locked)
+    assert not any(w.requires_grad for w in locked.model.vision_model.parameters())
+    ordered = Full(train=["!vision_model.*", "vision_model.encoder.layers.1.*"], freeze=[])
+    ordered.attach(last)
+    assert {n.split(".")[3] for n in ordered.named_weights()} == {"1"}
+    words = config.compose("align_world", ["+adapter@adapters.option=lit"]).adapters.option
+    config.build(words).attach(lit)
+    assert (lit.text_is_frozen, lit.log_scale.requires_grad) == (False, True)
+    assert lit.encoder_id, "the image side is locked, so it can be cached"
 
 
 def test_projections_join_towers_of_different_widths(monkeypatch: pytest.MonkeyPatch, tiny_clip: Path):

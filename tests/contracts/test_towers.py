@@ -13,6 +13,7 @@ from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.pair import Pair, opened
 from mmtrain.backbone.siglip import SigLIP
 from mmtrain.batch import Batch
+from mmtrain.config.recipe import CONF
 from mmtrain.errors import UserError
 
 CAPTIONS = ["a red circle moving left on black", "a blue square moving up", "a still red circle on black"]
@@ -115,3 +116,10 @@ def test_a_pair_names_no_code_of_its_own(tiny_clip: Path, tmp_path: Path):
     facts.write_text(facts.read_text().replace("mmtrain.backbone.conv3d.Conv3D", "mmtrain.cli.main"))
     with pytest.raises(UserError, match="towers of mmtrain"):
         opened(path=str(folder))
+
+
+@pytest.mark.parametrize("group", ["adapter", "backbone"])
+def test_each_option_names_its_target_itself(group: str):
+    """An artifact may name the targets of the menu, and its reader composes nothing."""
+    options = {path.stem: OmegaConf.load(path) for path in (CONF / group).glob("*.yaml")}
+    assert [name for name, option in options.items() if "_target_" not in option] == []

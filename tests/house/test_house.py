@@ -47,7 +47,8 @@ def test_every_dependency_is_pinned():
     assert names <= pinned
 
 
-ASKED = {"brand_style": ["dataset.folder=photographs"]}
+FOLDER = ["dataset.folder=photographs"]
+ASKED = {"brand_style": FOLDER, "align_adapter": FOLDER, "align_fewshot": FOLDER}
 """What a recipe leaves to its user."""
 
 

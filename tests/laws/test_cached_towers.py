@@ -11,7 +11,9 @@ from mmtrain import config
 from mmtrain.backbone.clip import CLIP
 from mmtrain.data.shards import write_world
 from mmtrain.errors import UserError
-from mmtrain.evaluate import curves
+from mmtrain.evaluate import curves, outcome
+from mmtrain.evaluate.alignment import evaluate, subject
+from mmtrain.evaluate.report import report
 from mmtrain.train.fit import fit
 from mmtrain.train.resume import Ask
 
@@ -53,3 +55,23 @@ def test_what_trains_inside_the_visual_tower_refuses_a_cache(tmp_path: Path, tin
     with pytest.raises(UserError, match="inside the visual tower"):
         trained(tmp_path / "runs", tiny_clip, shards, *words)
     assert not (tmp_path / "cache").exists()
+
+
+def test_scores_are_told_while_a_run_trains_and_agree_with_the_evaluation(
+    tmp_path: Path, tiny_clip: Path, shards: Path
+):
+    words = [*TOPS, f"cache={tmp_path / 'cache'}", "preview=scores", "preview.every_n_steps=2", "preview.count=8"]
+    words += ["preview.metrics=[retrieval]", f"preview.prompts_from={shards}"]
+    folder = trained(tmp_path / "runs", tiny_clip, shards, *words)
+    told = curves.read(folder / "scores.csv")
+    assert told["text → visual, R@10"][0].tolist() == [2, 3]
+    found = subject(folder)
+    assert found is not None
+    out = evaluate(*found, prompts_from=str(shards), count=8, metrics=["retrieval"], seed=0, out=tmp_path / "out")
+    rows = {(row["group"], row["number"]): row["adapted"]["mean"] for row in outcome.read(out)["table"]}
+    for (group, number), value in rows.items():
+        if number.startswith("R@"):
+            assert told[f"{group}, {number}"][1][-1] == pytest.approx(value)
+    page = report(str(folder), evaluation=out, out=tmp_path / "page.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert "Ranks of the right answer" in page

@@ -1,0 +1,98 @@
+"""Law: what an alignment trained opens in vanilla transformers and peft, in a clean process, with equal embeddings."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import CLIPModel
+
+from mmtrain import artifact, config
+from mmtrain.backbone.clip import prepare
+from mmtrain.backbone.pair import opened
+from mmtrain.data.shards import write_world
+from mmtrain.errors import UserError
+from mmtrain.export.diffusers import export
+from mmtrain.export.prove import prove_artifact, prove_peft
+from mmtrain.run import Run
+from mmtrain.train.fit import fit
+from mmtrain.train.resume import Ask
+
+WORDS = ["trainer.steps=2", "trainer.batch_size=4", "trainer.num_workers=0", "logger={}", "optim.lr=0.05"]
+WORDS += ["optim.warmup=0"]
+LORA = ["~adapters.full", "backbone=clip", "backbone.long_captions=truncate", "dataset.num_frames=1"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("pairs") / "world", split="train", count=6, seed=0)
+
+
+def trained(folder: Path, shards: Path, *words: str) -> Path:
+    asked = [*WORDS, f"folder={folder / 'runs'}", f"dataset.shards={shards}", *words]
+    return fit(config.checked(config.compose("align_world", asked)), Ask())
+
+
+@pytest.mark.parametrize("kind", ["lora_clip", "dora_clip"])
+def test_lora_goes_out_merged_and_as_a_peft_adapter(kind: str, tmp_path: Path, tiny_clip: Path, shards: Path):
+    run = trained(tmp_path, shards, *LORA, f"backbone.path={tiny_clip}", f"+adapter@adapters.words={kind}")
+    folder = export(str(run), tmp_path / "out")
+    ours, _, _ = artifact.load(folder)
+    merged = CLIPModel.from_pretrained(folder).eval()
+    adapted = PeftModel.from_pretrained(CLIPModel.from_pretrained(tiny_clip), folder / "peft").eval()
+    ids, _ = ours.tokens(["a red circle", "a blue square"])
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    given = {"input_ids": ids, "pixel_values": prepare(images, 224, ours.processor)}
+    with torch.no_grad():
+        bare, one, two = (m(**given).logits_per_image for m in (CLIPModel.from_pretrained(tiny_clip), merged, adapted))
+        text, seen = ours.embed_text(["a red circle", "a blue square"]), ours.embed_images(images)
+        text, seen = (torch.nn.functional.normalize(side) for side in (text, seen))
+        wanted = ours.log_scale.exp() * seen @ text.T
+    torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two, wanted, rtol=1e-4, atol=1e-4)
+    assert (bare - wanted).abs().max() > 1e-2, "the adapter does nothing"
+    assert "PeftModel" in (folder / "README.md").read_text()
+    file = folder / "peft" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 1}))
+    with pytest.raises(UserError, match="PEFT adapter gives something"):
+        prove_peft(artifact.of_run(Run.open(run))[0], folder)
+
+
+def test_what_stands_on_top_goes_out_as_an_artifact(tmp_path: Path, tiny_clip: Path, shards: Path):
+    tops = ["+adapter@adapters.head=clip_adapter", "+adapter@adapters.deep=bottleneck_clip"]
+    run = trained(tmp_path, shards, *LORA, f"backbone.path={tiny_clip}", *tops)
+    folder = export(str(run), tmp_path / "out")
+    assert {"adapter.safetensors", "artifact.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert not (folder / "model.safetensors").exists()
+    backbone, adapters = artifact.of_run(Run.open(run))
+    adapters["head"].tops["visual"].up.weight.data += 0.1
+    with pytest.raises(UserError, match="loaded again, gives something else"):
+        prove_artifact(backbone, folder)
+
+
+PAIRS = {
+    "timesformer": ["/backbone@backbone.text: language_fresh", "/backbone@backbone.visual: timesformer_fresh"],
+    "conv3d": ["/backbone@backbone.text: clip_text_fresh", "/backbone@backbone.visual: conv3d_fresh"],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(PAIRS))
+def test_a_pair_goes_out_tower_by_tower(kind: str, tmp_path: Path, shards: Path):
+    recipe = tmp_path / "pair.yaml"
+    parts = "".join(f"  - {line}\n" for line in PAIRS[kind])
+    recipe.write_text(
+        "# @package _global_\ndefaults:\n  - /adapter@adapters.full: full\n" + parts + "  - _self_\n"
+        "  - override /dataset: world\n  - override /backbone: pair\n  - override /objective: contrastive\n"
+        "  - override /optim: adamw\n  - override /trainer: cpu\nname: pair\ndataset: {num_frames: 4, stride: 5}\n"
+        "trainer: {threads: 1}\n"
+    )
+    asked = [*WORDS, f"folder={tmp_path / 'runs'}", f"dataset.shards={shards}"]
+    run = fit(config.checked(config.compose(str(recipe), asked)), Ask())
+    folder = export(str(run), tmp_path / "out")
+    ours, _ = artifact.of_run(Run.open(run))
+    again = opened(path=str(folder))
+    frames = torch.rand(1, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(again.embed_videos(frames), ours.eval().embed_videos(frames))
+        assert torch.equal(again.embed_text(["a red circle"]), ours.embed_text(["a red circle"]))
