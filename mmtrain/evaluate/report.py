@@ -119,6 +119,7 @@ def _circumstances(manifest: dict[str, Any], evaluated: dict[str, Any] | None) -
         "Seed": str(manifest["seed"]),
         "Data": manifest["data"],
         "Bases": "; ".join(f"{name} {_neutral(b['path'])} {b['digest'][:16]}" for name, b in manifest["bases"].items()),
+        "Samples replaced": _replaced(manifest["replaced"]) if "replaced" in manifest else "",
         "Weights": ", ".join(f"{manifest[k]:,} {word}" for k, word in _WEIGHTS.items() if k in manifest),
         "Code": manifest["code"],
         "Git": f"{git['commit']}{', tracked files changed' if git['dirty'] else ''}" if git is not None else "",
@@ -132,6 +133,12 @@ def _circumstances(manifest: dict[str, Any], evaluated: dict[str, Any] | None) -
         facts["Evaluated"] = f"{evaluated['made']}, step {step}, in {seconds:.0f} s"
         facts["Sampling"] = ", ".join(f"{name} {value}" for name, value in told.items())
     return {name: value for name, value in facts.items() if value}
+
+
+def _replaced(counts: dict[str, dict[str, int]]) -> str:
+    """Of each shard, how many samples another stood for, and why."""
+    kinds = (f"{shard}: {', '.join(f'{n} {kind}' for kind, n in found.items())}" for shard, found in counts.items())
+    return "; ".join(kinds) or "none"
 
 
 def _yaml(config: dict[str, Any]) -> str:

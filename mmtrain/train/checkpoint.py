@@ -127,8 +127,16 @@ def state(checkpoint: Path) -> dict[str, Any]:
 
 
 def bad_samples(checkpoint: Path) -> dict[int, BadSample]:
-    """The samples that had been replaced when the checkpoint was written, for `Stream.note`."""
-    return {int(i): BadSample(why, kind) for i, (kind, why) in state(checkpoint)["bad"].items()}
+    """The samples that had been replaced when the checkpoint was written, for `Stream.note`.
+
+    Raises:
+        UserError: a checkpoint from before these were kept.
+    """
+    facts = state(checkpoint)
+    if "bad" not in facts:
+        fix = "resume it with the version of mmtrain that wrote it (manifest.json names its commit), or start a new run"
+        raise UserError(str(checkpoint), "no count of replaced samples", "a checkpoint that this version resumes", fix)
+    return {int(i): BadSample(why, kind) for i, (kind, why) in facts["bad"].items()}
 
 
 def restore(module: TrainModule, checkpoint: Path) -> None:

@@ -90,7 +90,8 @@ def _fit(cfg: DictConfig, ask: Ask, voice: Voice) -> Path:
             voice(f"replaced in {shard}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     if isinstance(backbone, Aligned) and backbone.truncated:
         voice(f"captions cut to the text tower's limit: {len(backbone.truncated)}")
-    run.update_manifest(finished=datetime.now(UTC).isoformat(timespec="seconds"), step=until)
+    replaced = {shard: kinds for stream in (pixels, source) for shard, kinds in stream.bad_counts.items()}
+    run.update_manifest(finished=datetime.now(UTC).isoformat(timespec="seconds"), step=until, replaced=replaced)
     voice(f"run: {escape(str(run.path))}")
     return run.path
 

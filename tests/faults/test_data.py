@@ -24,6 +24,7 @@ from mmtrain.data.index import Index
 from mmtrain.data.shards import ShardWriter, encode_webp
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
+from mmtrain.train import checkpoint
 
 COUNT, PER_SHARD = 12, 6
 
@@ -479,3 +480,9 @@ def test_source_refuses_senseless_numbers(folder: Path, name: str) -> None:
 def test_a_batch_that_ranks_cannot_share(folder: Path) -> None:
     with pytest.raises(UserError, match="share evenly"):
         Source(shards=str(folder)).loader(seed=0, batch_size=5, steps=1, world_size=2)
+
+
+def test_a_checkpoint_from_before_counts_were_kept_says_so(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"step": 3, "run_id": "x", "buffers": {}}')
+    with pytest.raises(UserError, match="no count of replaced samples.*the version of mmtrain that wrote it"):
+        checkpoint.bad_samples(tmp_path)

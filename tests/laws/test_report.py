@@ -16,7 +16,7 @@ from mmtrain.errors import UserError
 from mmtrain.evaluate import curves, page, table
 from mmtrain.evaluate.cases import ONE, heldout
 from mmtrain.evaluate.fulfilment import Fulfilment
-from mmtrain.evaluate.report import report
+from mmtrain.evaluate.report import _replaced, report
 from mmtrain.run import write_json
 from mmtrain.sample.mp4 import write_mp4
 
@@ -303,3 +303,11 @@ def test_an_unreadable_evaluation_is_told(tmp_path: Path):
         file.write_text(text)
         with pytest.raises(UserError, match=said):
             read(tmp_path)
+
+
+def test_samples_that_were_replaced_are_told_by_shard_and_reason() -> None:
+    assert (
+        _replaced({"000001.tar": {"does not decode": 2, "too short": 1}})
+        == "000001.tar: 2 does not decode, 1 too short"
+    )
+    assert _replaced({}) == "none"
