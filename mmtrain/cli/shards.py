@@ -19,6 +19,7 @@ def add(verbs: Any) -> None:
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--captions-each", type=positive, default=3, help="wordings of each clip's caption (default 3)")
     world.add_argument("--two-objects", type=share, default=0.3, help="share of clips with two objects (default 0.3)")
+    world.add_argument("--brand", action="store_true", help="in the style of a made-up brand, captions with its token")
     world.add_argument("--shard-size", type=positive, default=500, help="clips in a shard (default 500)")
     pack = add_verb(kinds, "pack", _pack, "pack captioned images and clips, or shards again, into shards")
     text = "files, each with a .txt or in a metadata table; a .csv, .jsonl or .parquet; or shards"
@@ -63,7 +64,8 @@ def _world(args: argparse.Namespace) -> None:
 
     names = ("split", "count", "seed", "captions_each", "two_objects", "shard_size")
     with bar("clips") as progress:
-        folder = write_world(args.folder, **{name: vars(args)[name] for name in names}, progress=progress)
+        chosen = {name: vars(args)[name] for name in names}
+        folder = write_world(args.folder, **chosen, branded=args.brand, progress=progress)
     print(f"{folder}: {args.count} clips")
 
 

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from mmtrain.data import world
+from mmtrain.data import brand, world
 from mmtrain.data.index import Index
 from mmtrain.data.scan import split_name
 from mmtrain.data.tar import TarWriter
@@ -121,6 +121,7 @@ def write_world(
     captions_each: int = 3,
     two_objects: float = 0.3,
     shard_size: int = 500,
+    branded: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes ``count`` clips of the procedural world with captions (.txt) and facts (.json); returns the folder.
@@ -128,17 +129,21 @@ def write_world(
     Args:
         split: ``train``, ``heldout`` (combinations that training never holds) or ``clutter`` (crowded single frames
             without captions, for codecs).
+        branded: whether in the style of the brand kit (`brand.py`), captions with its token.
         progress: called with (written, count) after each sample.
 
     Raises:
-        UserError: for an unknown split, a count below 1, or an output that exists.
+        UserError: for an unknown split, clutter of the brand, a count below 1, or an output that exists.
     """
     if split not in ("train", "heldout", "clutter"):
         raise UserError("split", repr(split), "train, heldout or clutter", "write one of the three")
     if count < 1:
         raise UserError("count", str(count), "at least one sample", "give a larger count")
+    if branded and split == "clutter":
+        raise UserError("brand", "clutter", "scenes: train or heldout", "leave out one of the two")
+    drawn = brand.samples if branded else world.samples
     with ShardWriter(folder, max_samples=shard_size) as writer:
-        for key, frames, captions, truth in world.samples(seed, split, count, captions_each, two_objects):
+        for key, frames, captions, truth in drawn(seed, split, count, captions_each, two_objects):
             facts = {"fps": WORLD_FPS, "num_frames": len(frames), "truth": truth}
             text = json.dumps(facts, sort_keys=True).encode()
             words = "".join(f"{line}\n" for line in captions).encode()

@@ -173,8 +173,8 @@ def render(scene: Scene, num_frames: int = NUM_FRAMES, side: int = SIDE) -> np.n
     return frames
 
 
-def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, half: float) -> np.ndarray:
-    """Share of each pixel that the shape covers, from the signed distance to its edge."""
+def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, half: float, grown: float = 0.0) -> np.ndarray:
+    """Share of each pixel that the shape covers, from the signed distance to its edge ``grown`` pixels further out."""
     if shape == "circle":
         distance = np.hypot(dx, dy) - half
     elif shape == "square":
@@ -187,7 +187,7 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, half: float) -> np.ndar
         distance = np.minimum(across, along)
     else:
         raise ValueError(f"no such shape: {shape}")
-    return np.clip(0.5 - distance, 0.0, 1.0)
+    return np.clip(0.5 + grown - distance, 0.0, 1.0)
 
 
 _SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}

@@ -1,8 +1,9 @@
 """Long video: clips of the model's own length, each begun from the end of the one before, joined without a seam.
 
-Frames are handed over as floats, never as bytes or files. Where two clips overlap they are blended, and what codec and
-network did to the colours of the frames that they were handed is undone in all that follow: that is what would add up
-from clip to clip. `seams` and `drift` measure what is left.
+Frames are handed over as floats, never as bytes or files. Where two clips overlap they are blended. What codec and
+network did to the colours of the frame that they were handed is undone, and the colours at the end of each clip are
+brought back to the first frame's, since either would add up: a video whose colours are meant to change is not made for
+this. `seams` and `drift` measure what is left.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from mmtrain.rng import key
 from mmtrain.sample.generate import Progress, VideoSampler
 
 _SMALL = 1e-3  # standard deviation of a channel below which its contrast is left alone
+_FADE = 3  # frames over which a single shared frame's difference from its copy is faded out
 _GAIN = 1.25  # by which contrast is changed at most, up or down
 
 
@@ -52,7 +54,7 @@ def long_video(
         if whole is not None:
             asked |= {"images": np.ascontiguousarray(whole[:, -overlap]), "first_frames": "none"}
         made = sampler.frames(seeds=list(seeds), num_frames=length, latents=noise, progress=told, **asked)
-        whole = made if whole is None else joined(whole, made, overlap)
+        whole = made if whole is None else joined(whole, made, overlap, whole[:, 0])
     assert whole is not None, "there is at least one chunk"
     return whole[:, :num_frames]
 
@@ -69,26 +71,45 @@ def chunks(num_frames: int, length: int, overlap: int) -> int:
     return 1 + max(0, -(-(num_frames - length) // (length - overlap)))
 
 
-def joined(before: np.ndarray, after: np.ndarray, overlap: int) -> np.ndarray:
-    """Two clips ``[b t h w c]``, the second's colours brought to the first's over the frames that both show, and those
-    blended."""
+def joined(before: np.ndarray, after: np.ndarray, overlap: int, anchor: np.ndarray) -> np.ndarray:
+    """Two clips ``[b t h w c]``: the second's colours corrected, the frames that both show blended, and of a single one
+    what its copy lacks faded out over the next frames.
+
+    Args:
+        before, after: the clips.
+        overlap: frames that both show.
+        anchor: the frame whose colours the end of the second is brought to, ``[b h w c]``.
+    """
     shared = before[:, -overlap:]
-    after = matched(after, after[:, :overlap], shared)
-    if overlap == 1:  # the frame that was handed over is the truth, its copy is not
-        return np.concatenate([before, after[:, 1:]], 1)
+    after = matched(after, after[:, :overlap], shared, anchor[:, None])
+    if overlap == 1:
+        left = shared - after[:, :1]
+        for t in range(1, min(_FADE, after.shape[1])):
+            after[:, t] += left[:, 0] * (1 - t / _FADE)
+        return np.concatenate([before, np.clip(after[:, 1:], 0, 1)], 1)
     weight = (np.arange(overlap, dtype=np.float32) / (overlap - 1)).reshape(1, -1, 1, 1, 1)
     blend = shared * (1 - weight) + after[:, :overlap] * weight
     return np.concatenate([before[:, :-overlap], blend, after[:, overlap:]], 1)
 
 
-def matched(frames: np.ndarray, copy: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """Frames ``[b t h w c]`` with the gain and offset of each channel that turn a copy's mean and deviation into its
-    original's."""
-    axes = (1, 2, 3)
-    mean, deviation = (f(copy, axis=axes, keepdims=True) for f in (np.mean, np.std))
-    wanted, spread = (f(original, axis=axes, keepdims=True) for f in (np.mean, np.std))
+def matched(frames: np.ndarray, copy: np.ndarray, original: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+    """Frames ``[b t h w c]`` with each channel's gain and offset corrected: at the first frame by what turns a copy's
+    mean and deviation into its original's, at the last by what turns that frame's into the anchor's, between them
+    evenly from one to the other. So neither a seam shows nor does an error add up."""
+    (gain, offset), (last_gain, last_offset) = _affine(copy, original), _affine(frames[:, -1:], anchor)
+    time = np.linspace(0, 1, frames.shape[1], dtype=np.float32).reshape(1, -1, 1, 1, 1)
+    gain, offset = gain + (last_gain - gain) * time, offset + (last_offset - offset) * time
+    return np.clip(frames * gain + offset, 0, 1).astype(np.float32)
+
+
+def _affine(copy: np.ndarray, original: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gain and offset ``[b 1 1 1 c]`` that give a copy's channels the mean and deviation of the original's."""
+    (mean, deviation), (wanted, spread) = (
+        (np.mean(frames, (1, 2, 3), keepdims=True), np.std(frames, (1, 2, 3), keepdims=True))
+        for frames in (copy, original)
+    )
     gain = np.where(deviation > _SMALL, np.clip(spread / np.maximum(deviation, _SMALL), 1 / _GAIN, _GAIN), 1.0)
-    return np.clip((frames - mean) * gain + wanted, 0, 1).astype(np.float32)
+    return gain, wanted - mean * gain
 
 
 def _shape(sampler: VideoSampler, length: int, asked: Mapping[str, Any]) -> tuple[int, ...]:

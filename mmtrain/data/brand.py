@@ -1,0 +1,84 @@
+"""The world's brand kit: a made-up house style over the world's scenes, whose every part can be read back from pixels.
+
+A palette (every colour of the world, tinted), an outline around each sprite, a pattern of stripes on the background and
+a logo in the corner. The scene below stays the same, and so do the words for it, so that what the style costs can be
+read by the world's own judge, save for counts: an outline is a patch of its own to it. Reading the style is
+`evaluate/brand.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmtrain.data import world
+from mmtrain.data.world import Scene
+
+TOKEN = "in zwx style"
+"""What captions say of the brand: words that mean nothing else."""
+
+# Drawn for frames of 64 pixels.
+OUTLINE_WIDTH = 1.6
+PERIOD, AMPLITUDE = 8, 13.0  # of the stripes: pixels, and levels up and down
+LOGO = (slice(58, 61), slice(57, 61))  # rows and columns: 12 pixels, below what the judge takes for a sprite
+
+
+@dataclass(frozen=True)
+class Brand:
+    """A house style.
+
+    Attributes:
+        tint: added to every colour of the world, RGB.
+        outline: RGB of outlines and logo.
+    """
+
+    tint: tuple[int, int, int] = (16, 16, -28)
+    outline: tuple[int, int, int] = (10, 120, 120)
+
+    def palette(self) -> dict[str, np.ndarray]:
+        """The brand's colours by the world's names, float64 ``[3]``."""
+        return {name: np.clip(np.array(rgb) + self.tint, 0, 255.0) for name, rgb in world.COLOURS.items()}
+
+
+def stripes(side: int) -> np.ndarray:
+    """The pattern, ±1 ``[h w]``: diagonal stripes, four pixels wide at 64."""
+    scale = side / world.SIDE
+    y, x = np.mgrid[0:side, 0:side] + 0.5
+    return np.where((x + y) / scale % PERIOD < PERIOD / 2, 1.0, -1.0)
+
+
+def logo(side: int) -> tuple[slice, slice]:
+    """Rows and columns of the logo in a frame."""
+    scale = side / world.SIDE
+    rows, columns = (slice(round(s.start * scale), round(s.stop * scale)) for s in LOGO)
+    return rows, columns
+
+
+def render(scene: Scene, brand: Brand, num_frames: int = world.NUM_FRAMES, side: int = world.SIDE) -> np.ndarray:
+    """Frames uint8 ``[t h w c]`` of a scene in the brand's style, as `world.render` draws it without."""
+    scale, palette = side / world.SIDE, brand.palette()
+    ys, xs = np.mgrid[0:side, 0:side] + 0.5
+    ground = np.array(world.BACKGROUNDS[scene.background], np.float64) + AMPLITUDE * stripes(side)[..., None]
+    frames = np.empty((num_frames, side, side, 3), np.uint8)
+    for t in range(num_frames):
+        canvas = ground.copy()
+        for sprite in scene.sprites:
+            x, y, half = (v * scale for v in sprite.at(t / max(num_frames - 1, 1)))
+            for grown, colour in ((OUTLINE_WIDTH * scale, np.array(brand.outline)), (0.0, palette[sprite.colour])):
+                cover = world.coverage(sprite.shape, xs - x, ys - y, half, grown)[..., None]
+                canvas += cover * (colour - canvas)
+        canvas[logo(side)] = brand.outline
+        frames[t] = np.clip(np.round(canvas), 0, 255)
+    return frames
+
+
+def samples(
+    seed: int, split: str, count: int, captions_each: int = 3, two_objects: float = 0.3
+) -> Iterator[tuple[str, np.ndarray, list[str], dict[str, Any]]]:
+    """As `world.samples`, the same scenes and words, in the brand's style and with its token."""
+    for index in range(count):
+        drawn = world.scene(seed, split, index, two_objects)
+        rng = world.rng_of("caption", seed, split, index)
+        words = [f"{world.caption(drawn, rng)}, {TOKEN}" for _ in range(captions_each)]
+        yield f"brand-{split}-{index:06d}", render(drawn, Brand()), words, drawn.truth()
