@@ -146,5 +146,5 @@ def _uniformity(rows: Tensor) -> Tensor:
 @torch.no_grad()
 def _counts(backbone: Any, found: Compared) -> dict[str, Tensor]:
     logs = {"recall@1": found.hit.mean(), "negatives": found.negatives.mean()}
-    logs["scale"] = limited(backbone.log_scale).exp()
-    return logs if backbone.bias is None else {**logs, "bias": backbone.bias.detach().clone()}
+    logs["scale"] = limited(backbone.log_scale).exp().reshape(())
+    return logs if backbone.bias is None else {**logs, "bias": backbone.bias.detach().clone().reshape(())}

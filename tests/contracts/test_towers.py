@@ -15,6 +15,9 @@ from mmtrain.backbone.siglip import SigLIP
 from mmtrain.batch import Batch
 from mmtrain.config.recipe import CONF
 from mmtrain.errors import UserError
+from mmtrain.objective.contrastive import Contrastive
+from mmtrain.objective.siglip import SigLIP as SigmoidLoss
+from mmtrain.rng import Rng
 
 CAPTIONS = ["a red circle moving left on black", "a blue square moving up", "a still red circle on black"]
 WHOLE = ("clip_fresh", "clip_stack_fresh", "siglip_fresh")
@@ -123,3 +126,12 @@ def test_each_option_names_its_target_itself(group: str):
     """An artifact may name the targets of the menu, and its reader composes nothing."""
     options = {path.stem: OmegaConf.load(path) for path in (CONF / group).glob("*.yaml")}
     assert [name for name, option in options.items() if "_target_" not in option] == []
+
+
+@pytest.mark.parametrize(("name", "objective"), [("siglip_fresh", SigmoidLoss), ("clip_stack_fresh", Contrastive)])
+def test_an_objective_takes_it_and_logs_single_numbers(name: str, objective: Any, tiny_clip: Path):
+    """SigLIP keeps its temperature and bias in tensors of one element, CLIP its temperature in one of none."""
+    batch = Batch(["x", "y", "z"], [0, 1, 2], CAPTIONS, clips())
+    loss = objective()(built(name, tiny_clip), batch, Rng(0, 0, [0, 1, 2]))
+    assert loss.per_sample.shape == (3,)
+    assert [log for log, value in loss.logs.items() if value.ndim] == []
