@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from torch import cuda, distributed
-from torch.distributed.distributed_c10d import PrefixStore, TCPStore
+from torch.distributed.distributed_c10d import PrefixStore
 
 from mmtrain.errors import Failure, Stopped, UserError
 from mmtrain.train.schedule import Fit
@@ -118,7 +118,7 @@ def joined(schedule: Fit) -> Iterator[Ranks]:
 def _meeting(address: str, port: int, index: int, world: int) -> Any:
     """The store of all ranks; under torchrun its agent holds one at this address already."""
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return TCPStore(
+    return distributed.TCPStore(  # type: ignore[attr-defined]
         address, port, world, is_master=index == 0 and not agent, timeout=_PREPARING, wait_for_workers=False
     )
 
