@@ -19,7 +19,7 @@ COLUMNS = ("number", "group", "n", "mean", "low", "high", "difference", "differe
 
 _FOOT = (
     "<footer><p>Each number is the mean over the last tenth of a run. Intervals cover 95 % (Student’s t over seeds). "
-    "Differences are from the first group, paired by seed, with a bootstrapped interval and a two-sided sign-flip test, "
+    "Differences are from the first group, paired by seed, with a bootstrapped interval and a two-sided sign-flip test "
     "whose smallest p for n pairs is 2<sup>1−n</sup>; not corrected for the number of rows. Written by mmtrain.</p>"
     "</footer>"
 )

@@ -131,8 +131,10 @@ class TrainModule(pl.LightningModule):
         if self.average is not None and self.decay is not None:
             done = self.step + 1
             rate = min(self.decay, done / (10 + done))  # short memory while young
-            average, weights = list(self.average.values()), [w.detach() for w in self.weights.values()]
-            torch._foreach_lerp_(average, weights, 1 - rate)
+            pairs = [(self.average[name], weight.detach()) for name, weight in self.weights.items()]
+            for kind in {type(average) for average, _ in pairs}:  # pieces and whole tensors cannot go together
+                average, weights = zip(*[pair for pair in pairs if type(pair[0]) is kind], strict=True)
+                torch._foreach_lerp_(average, weights, 1 - rate)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ def runs(tmp_path: Path) -> list[Run]:
     made = []
     for rate, drop in ((0.1, 0.0), (0.2, 0.5)):
         for seed in range(3):
-            level = 2.0 + 0.1 * seed
+            level = 2.0 + 0.2 * seed
             losses = [*np.linspace(4, level, 18), level - drop, level - drop]
             made.append(run(tmp_path / "runs", seed, rate, [float(v) for v in losses], tags=["rates"]))
     return made
@@ -45,14 +45,14 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_group(runs: list[Run])
     first, second = experiment.groups(runs)
     assert (first.keys, second.keys) == ({"optim.lr": 0.1}, {"optim.lr": 0.2})
     assert (first.label, list(first.runs)) == ("lr 0.1", [0, 1, 2])
-    assert first.values("loss") == pytest.approx({0: 2.0, 1: 2.1, 2: 2.2})
+    assert first.values("loss") == pytest.approx({0: 2.0, 1: 2.2, 2: 2.4})
     assert ending_loss(runs[3].path) == pytest.approx(1.5)
 
 
 def test_numbers_have_intervals_and_are_paired_by_seed(runs: list[Run]):
     first, second = experiment.rows(experiment.groups(runs))
     assert first.against is None
-    assert first.interval == student(np.array([2.0, 2.1, 2.2]))
+    assert (first.interval.mean, first.interval.high) == pytest.approx((2.2, 2.2 + 4.3027 * 0.2 / 3**0.5), rel=1e-4)
     assert second.against is not None
     assert second.against.difference.mean == pytest.approx(-0.5)
     assert second.against.difference.high == pytest.approx(-0.5)  # the level of a seed cancels
@@ -85,10 +85,11 @@ def test_a_page_a_table_and_latex_by_tag(runs: list[Run], tmp_path: Path, monkey
     table = list(csv.DictReader(io.StringIO(Path("table.csv").read_text())))
     assert [(row["group"], row["n"]) for row in table] == [("lr 0.1", "3"), ("lr 0.2", "3")]
     assert float(table[1]["difference"]) == pytest.approx(-0.5)
+    assert float(table[1]["low"]) == pytest.approx(1.7 - 4.3027 * 0.2 / 3**0.5, rel=1e-4)
     assert float(table[0]["mean"]) == np.mean(list(experiment.groups(runs)[0].values("loss").values()))
     latex = Path("table.tex").read_text()
     assert latex.count(r"\\") == 3
-    assert r"lr 0.1 & $2.1$ $\pm 0.25$ \\" in latex
+    assert r"lr 0.1 & $2.2$ $\pm 0.5$ \\" in latex
 
 
 def test_runs_are_named_by_pattern_id_and_folder(runs: list[Run], tmp_path: Path):
@@ -111,7 +112,7 @@ def test_quantiles_of_students_t():
 
 
 def test_intervals_of_few_values_cover_as_often_as_they_say():
-    """Of five normal values the mean's interval holds the truth, and the next value lies in its own, 95 times in 100."""
+    """Of five normal values the mean's interval holds the truth 95 times in 100, and the next value's the next."""
     draws = np.random.default_rng(0).normal(size=(4000, 6))
     means, nexts = (np.mean([made(row) for row in draws]) for made in (_holds_zero, _holds_next))
     assert means == pytest.approx(0.95, abs=0.012)
