@@ -45,8 +45,8 @@ bench-align: $(STAMP) ## contrastive losses in tiles, cached towers, and OPEN_CL
 	@$(PY) -m benchmarks.tiles
 	@$(PY) -m benchmarks.align
 
-resume-proof: $(STAMP) ## kill runs of 120 steps twelve times each, and change their ranks; all that came must be equal
-	@RESUME_PROOF=full $(PY) -m pytest -s tests/resume/test_kill.py -k "many or ranks"
+resume-proof: $(STAMP) ## 25 kills a run, 300 damaged runs, 50 steps on two ranks, the pages of docs/ done command by command
+	@RESUME_PROOF=full $(PY) -m pytest -s tests/resume/test_kill.py tests/launch tests/house/test_mutations.py tests/docs
 
 watermark-proof: $(STAMP) ## the watermark through eight attacks at 512 pixels, and 10,000 clean frames
 	@WATERMARK_PROOF=full $(PY) -m pytest -s tests/laws/test_watermark.py

@@ -32,16 +32,18 @@ def _train(args: argparse.Namespace) -> None:
     from hydra.types import RunMode
 
     from mmtrain.config import checked, recipe
+    from mmtrain.run import ending_loss
 
     own: list[Exception] = []
 
-    def job(cfg: Any) -> str | None:
+    def job(cfg: Any) -> float | None:
         try:
             checked(cfg)
             from mmtrain.train.fit import fit
             from mmtrain.train.resume import Ask
 
-            return str(fit(cfg, Ask(resume=_resumed(args.resume, cfg.folder), allow=args.allow)))
+            folder = fit(cfg, Ask(resume=_resumed(args.resume, cfg.folder), allow=args.allow))
+            return ending_loss(folder) if HydraConfig.get().mode is not RunMode.RUN else None
         except Exception as error:
             own.append(error)
             if HydraConfig.get().mode is not RunMode.RUN:

@@ -1,6 +1,7 @@
 """Curves of a run's ``metrics.csv`` as HTML figures: lines in SVG that stretch, labels in HTML that do not."""
 
 import csv
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from math import ceil, floor, log10
@@ -48,15 +49,20 @@ def figure(name: str, curve: Curve, *, first: bool) -> str:
     logarithmic = low > 0 and smooth.max() / smooth.min() > _DECADES
     x = _Axis(float(steps[0]), float(max(steps[-1], steps[0] + 1)), logarithmic=False)
     y = _Axis(low, high, logarithmic=logarithmic)
-    lines = '<line class="rule floor" x1="0" x2="100" y1="100" y2="100"/>'
-    lines += "".join(f'<line class="rule" x1="0" x2="100" y1="{at:.2f}" y2="{at:.2f}"/>' for _, at in _falling(y))
     drawn = f'<path class="raw" d="{_path(x, y, *_thinned(steps, values))}"/>' if width > 1 else ""
     drawn += f'<path class="smooth" d="{_path(x, y, *_thinned(steps, smooth))}"/>'
-    labels = "".join(f'<span class="y" style="top:{at:.2f}%">{text}</span>' for text, at in _falling(y))
-    labels += "".join(f'<span class="x" style="left:{at:.2f}%">{text}</span>' for text, at in x.ticks(5))
     about = [f"raw, and the mean over {width} steps" if width > 1 else "", "logarithmic" if logarithmic else ""]
     small = "; ".join(word for word in about if word)
     spoken = f"{name} from {smooth[0]:.4g} at step {steps[0]:.0f} to {smooth[-1]:.4g} at step {steps[-1]:.0f}"
+    return _framed(name, small, spoken, x, y, drawn, first)
+
+
+def _framed(name: str, small: str, spoken: str, x: "_Axis", y: "_Axis", drawn: str, first: bool) -> str:
+    """Paths with their axes, as a figure."""
+    lines = '<line class="rule floor" x1="0" x2="100" y1="100" y2="100"/>'
+    lines += "".join(f'<line class="rule" x1="0" x2="100" y1="{at:.2f}" y2="{at:.2f}"/>' for _, at in _falling(y))
+    labels = "".join(f'<span class="y" style="top:{at:.2f}%">{text}</span>' for text, at in _falling(y))
+    labels += "".join(f'<span class="x" style="left:{at:.2f}%">{text}</span>' for text, at in x.ticks(5))
     return (
         f'<figure class="curve{" first" if first else ""}">'
         f"<figcaption>{escape(name)}<small>{small}</small></figcaption>"
@@ -64,6 +70,32 @@ def figure(name: str, curve: Curve, *, first: bool) -> str:
         f'aria-label="{escape(spoken)}">{lines}{drawn}</svg>{labels}'
         f'<span class="axis">optimizer step</span></div></figure>'
     )
+
+
+TONES = ("#0c6e68", "#b0442d", "#4b6cb7", "#c08a1e", "#7a5aa6", "#61656d")
+"""Colours of curves side by side, apart in light and dark; from the seventh on they come again."""
+
+
+def tone(i: int) -> str:
+    return TONES[i % len(TONES)]
+
+
+def overlay(name: str, drawn: Sequence[tuple[int, Curve]], *, first: bool) -> str:
+    """Several curves of one number on one scale, smoothed, each in a tone of its own; empty where none is finite."""
+    kept = [(i, (c[0][np.isfinite(c[1])], c[1][np.isfinite(c[1])])) for i, c in drawn]
+    smooth = [(i, steps, _smoothed(values)[0]) for i, (steps, values) in kept if len(values)]
+    if not smooth:
+        return ""
+    every = np.concatenate([values for _, _, values in smooth])
+    low, high = _range(every, every)
+    starts, ends = (np.array([steps[at] for _, steps, _ in smooth]) for at in (0, -1))
+    x = _Axis(float(starts.min()), float(max(ends.max(), starts.min() + 1)), logarithmic=False)
+    y = _Axis(low, high, logarithmic=low > 0 and high / low > _DECADES)
+    lines = "".join(
+        f'<path class="smooth" style="stroke:{tone(i)}" d="{_path(x, y, *_thinned(steps, values))}"/>'
+        for i, steps, values in smooth
+    )
+    return _framed(name, "logarithmic" if y.logarithmic else "", f"{name} of {len(smooth)} groups", x, y, lines, first)
 
 
 class _Axis:

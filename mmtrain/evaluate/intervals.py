@@ -84,7 +84,7 @@ def next_value(values: np.ndarray, *, level: float = 0.95) -> Interval:
 def _around(sample: np.ndarray, level: float, scale: float) -> Interval:
     mean, n = float(sample.mean()), len(sample)
     half = t_quantile((1 + level) / 2, n - 1) * float(sample.std(ddof=1)) * scale if n > 1 else np.inf
-    return Interval(mean, mean - half, mean + half, n)
+    return Interval(mean, float(mean - half), float(mean + half), n)
 
 
 def t_quantile(p: float, df: int) -> float:

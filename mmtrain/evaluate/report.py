@@ -47,7 +47,13 @@ def report(run: str, *, evaluation: Path | None, out: Path | None, folder: str =
             f"one of the run {found.run_id[:8]}",
             "name the run that it belongs to, or evaluate this one",
         )
-    text = render(found, evaluated, place)
+    replace_report(target, render(found, evaluated, place))
+    return target
+
+
+def replace_report(target: Path, text: str) -> None:
+    """Write a page in one piece. Raises UserError if the file there is no report."""
+    _refuse_others(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -55,7 +61,6 @@ def report(run: str, *, evaluation: Path | None, out: Path | None, folder: str =
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-    return target
 
 
 def render(run: Run, evaluated: dict[str, Any] | None, place: Path | None) -> str:

@@ -7,7 +7,7 @@ numbers depend on besides the config, `files.py` how a file is written in one pi
 from mmtrain.run import checkpoints
 from mmtrain.run.circumstances import PACKAGE, code_version, git_state, hardware, shipped_backbones, versions
 from mmtrain.run.files import sync, write_json, write_synced
-from mmtrain.run.record import Run, differences, flat, identity, is_allowed, resolved
+from mmtrain.run.record import Run, differences, ending_loss, flat, identity, is_allowed, resolved
 
 __all__ = [
     "PACKAGE",
@@ -15,6 +15,7 @@ __all__ = [
     "checkpoints",
     "code_version",
     "differences",
+    "ending_loss",
     "flat",
     "git_state",
     "hardware",

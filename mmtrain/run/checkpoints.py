@@ -22,6 +22,10 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 

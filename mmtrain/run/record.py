@@ -3,6 +3,7 @@
 The constructor of ``Run`` is the schema of a config's root: ``conf/config.yaml`` names it as its ``_target_``.
 """
 
+import csv
 import difflib
 import fnmatch
 import hashlib
@@ -235,6 +236,14 @@ def _no_run(text: str, known: Sequence[Path], folder: Path | str) -> UserError:
     have = f"one of {', '.join(names[-8:])}" if names else f"a run, and {folder} holds none yet"
     fix = f"perhaps you meant {close[0]}" if close else "give a folder, the first characters of an id, or `latest`"
     return UserError(text, "no such run", have, fix)
+
+
+def ending_loss(folder: Path) -> float:
+    """Mean training loss over the last tenth of a run's steps: what a sweep that searches makes small."""
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -21,20 +21,23 @@ from mmtrain.data.decode import BadSample
 from mmtrain.errors import Failure, UserError
 from mmtrain.run import checkpoints, sync, write_json, write_synced
 from mmtrain.train.module import TrainModule
+from mmtrain.train.sharded import whole
 
 Contents = dict[str, dict[str, Tensor]]
 """By file, tensors by name."""
 
 
 def contents(module: TrainModule) -> Contents:
-    """What a checkpoint of a module holds, beside its state."""
+    """What a checkpoint of a module holds, beside its state; every rank has to ask, since weights may lie in pieces."""
     found = {"weights": weights(module), "optimizer": optimizer_tensors(module)}
-    return found if module.average is None else found | {"ema": dict(module.average)}
+    if module.average is not None:
+        found["ema"] = {name: whole(average) for name, average in module.average.items()}
+    return found
 
 
 def weights(module: TrainModule) -> dict[str, Tensor]:
     """What trains, on the CPU, by ``<adapter>/<weight>``."""
-    return {name: w.detach().contiguous().cpu() for name, w in module.weights.items()}
+    return {name: whole(w.detach()).contiguous().cpu() for name, w in module.weights.items()}
 
 
 def digest(module: TrainModule) -> str:
@@ -45,7 +48,8 @@ def digest(module: TrainModule) -> str:
 def optimizer_tensors(module: TrainModule) -> dict[str, Tensor]:
     """Moments and counts of AdamW by ``<weight>/<part>``."""
     optimizer = module.configure_optimizers()
-    return {f"{name}/{part}": t for name, w in module.weights.items() for part, t in optimizer.state[w].items()}
+    states = {name: optimizer.state[weight] for name, weight in module.weights.items()}
+    return {f"{name}/{part}": whole(tensor) for name, state in states.items() for part, tensor in state.items()}
 
 
 def state_of(module: TrainModule, run_id: str, bad: dict[int, BadSample]) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def write(folder: Path, held: Contents, state: dict[str, Any]) -> Path:
     Raises:
         Failure: the disk is full, or does not take it; earlier checkpoints are as they were.
     """
-    target = folder / f"step-{state['step']:08d}"
+    target = folder / checkpoints.name_of(state["step"])
     staging, former = folder / f".{target.name}.part", folder / f".{target.name}.former"
     try:
         shutil.rmtree(staging, ignore_errors=True)

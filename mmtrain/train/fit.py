@@ -16,12 +16,13 @@ from mmtrain.data.cache import encode_shards, place
 from mmtrain.data.mixture import Mixture
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
-from mmtrain.run import Run
+from mmtrain.run import Run, checkpoints, resolved
 from mmtrain.threads import calibrate
 from mmtrain.train import checkpoint
 from mmtrain.train.encode import stored
 from mmtrain.train.failures import explained
-from mmtrain.train.loop import train
+from mmtrain.train.launch import Ranks, is_to_be_started, joined, start
+from mmtrain.train.loop import Job, train
 from mmtrain.train.module import TrainModule
 from mmtrain.train.recall import fill_memories, recall_text
 from mmtrain.train.resume import Ask, refuse_early, taken_up
@@ -39,9 +40,14 @@ def fit(cfg: DictConfig, ask: Ask) -> Path:
         UserError: whatever the user can mend, at the earliest moment; a `Failure` for what went wrong on the way.
         Stopped: a signal asked for it; all is saved.
     """
+    schedule: Fit = config.build(cfg.trainer)
+    if is_to_be_started(schedule):
+        return start(resolved(cfg), ask.told(), schedule)
     voice = Voice()
     try:
-        return _fit(cfg, ask, voice)
+        with joined(schedule) as ranks:
+            voice.silent = not ranks.is_first
+            return _fit(cfg, schedule, ask, ranks, voice)
     except Exception as error:
         told = explained(error)
         voice(f"{type(error).__name__}: {told or error}", shown=False)
@@ -50,8 +56,7 @@ def fit(cfg: DictConfig, ask: Ask) -> Path:
         raise told from error
 
 
-def _fit(cfg: DictConfig, ask: Ask, voice: Voice) -> Path:
-    schedule: Fit = config.build(cfg.trainer)
+def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -> Path:
     torch.set_num_threads(1 if schedule.threads == "auto" else schedule.threads)
     if schedule.accelerator == "cpu" and schedule.precision != "32-true":
         # On a CPU the fused attention's backward pass in 16 bits is slower than the two products that it fuses.
@@ -63,9 +68,10 @@ def _fit(cfg: DictConfig, ask: Ask, voice: Voice) -> Path:
     if isinstance(ask.resume, Path):
         refuse_early(Run.open(ask.resume), cfg, ask.allow)
     backbone, adapters = artifact.assemble(cfg)
-    run, newest = taken_up(cfg, pixels, backbone, ask, voice)
-    source = _cached(cfg, pixels, backbone, schedule, voice)
-    if newest is None:
+    folder, step = ranks.shared("run", lambda: taken_up(cfg, pixels, backbone, ask, voice))
+    run = Run.open(folder)
+    source = ranks.in_turn(lambda: _cached(cfg, pixels, backbone, schedule, voice))
+    if step is None:
         fill_memories(backbone, adapters, source, cfg.seed)
     module = TrainModule(
         backbone=backbone,
@@ -78,20 +84,23 @@ def _fit(cfg: DictConfig, ask: Ask, voice: Voice) -> Path:
         clip=schedule.clip,
         accumulate=schedule.accumulate,
     )
-    if newest is not None:
+    if step is not None:
+        newest = run.path / "checkpoints" / checkpoints.name_of(step)
         checkpoint.restore(module, newest)
         source.note(checkpoint.bad_samples(newest))
         voice(f"resumed at step {module.done}")
     until = min(schedule.steps, ask.until or schedule.steps)
     if module.done < until:
-        train(cfg, schedule, module, source, run, voice, until)
+        train(Job(cfg, schedule, module, source, run, voice, ranks, until))
     for stream in dict.fromkeys([pixels, source]):
         for shard, kinds in stream.bad_counts.items():
             voice(f"replaced in {shard}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     if isinstance(backbone, Aligned) and backbone.truncated:
         voice(f"captions cut to the text tower's limit: {len(backbone.truncated)}")
     replaced = {shard: kinds for stream in (pixels, source) for shard, kinds in stream.bad_counts.items()}
-    run.update_manifest(finished=datetime.now(UTC).isoformat(timespec="seconds"), step=until, replaced=replaced)
+    if ranks.is_first:
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        run.update_manifest(finished=finished, step=until, replaced=replaced)
     voice(f"run: {escape(str(run.path))}")
     return run.path
 

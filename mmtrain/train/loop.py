@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,28 +15,42 @@ from mmtrain.run import Run
 from mmtrain.threads import calibrate
 from mmtrain.train.callbacks import Checkpoints, Log, Marks, Shown
 from mmtrain.train.heldout import HeldOut
+from mmtrain.train.launch import Ranks
 from mmtrain.train.loggers import Loggers
 from mmtrain.train.module import TrainModule
 from mmtrain.train.schedule import Fit
 from mmtrain.train.stop import Stop
+from mmtrain.train.strategy import arguments
 from mmtrain.train.voice import Voice
 
 
-def train(
-    cfg: DictConfig, schedule: Fit, module: TrainModule, source: Stream, run: Run, voice: Voice, until: int
-) -> None:
-    loggers = Loggers(cfg.logger, run.path / "events", voice)
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained: ``module`` on ``source`` up to the step ``until``."""
+
+    cfg: DictConfig
+    schedule: Fit
+    module: TrainModule
+    source: Stream
+    run: Run
+    voice: Voice
+    ranks: Ranks
+    until: int
+
+
+def train(job: Job) -> None:
+    """The remaining steps. Raises Stopped if a signal ended them early."""
+    schedule, module, run, ranks = job.schedule, job.module, job.run, job.ranks
+    loggers = Loggers(job.cfg.logger if ranks.is_first else {}, run.path / "events", job.voice)
     stop = Stop()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     trainer = pl.Trainer(
-        max_steps=until - module.done,
-        accelerator=schedule.accelerator,
-        devices=schedule.devices,
-        strategy=schedule.strategy,
+        **arguments(schedule, ranks),
+        max_steps=job.until - module.done,
         precision=schedule.precision,
         logger=False,
-        callbacks=_callbacks(cfg, schedule, source, run, voice, loggers, stop, until),
+        callbacks=_callbacks(job, loggers, stop),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -43,28 +58,29 @@ def train(
         default_root_dir=run.path,
         log_every_n_steps=10**9,
     )
-    loader = source.loader(
-        seed=cfg.seed,
+    loader = job.source.loader(
+        seed=job.cfg.seed,
         batch_size=schedule.batch_size,
         steps=schedule.steps,
         consumed=module.done,
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
+        rank=ranks.index,
+        world_size=ranks.count,
         num_workers=schedule.num_workers,
     )
     count = sum(w.numel() for w in module.weights.values())
     frozen = sum(w.numel() for w in module.backbone.parameters()) - count
-    threads = _choose_threads(schedule, module, loader)
-    run.update_manifest(trainable=count, frozen=max(frozen, 0), threads=threads)
-    voice(f"{count:,} weights train, {max(frozen, 0):,} are frozen; {threads} thread(s)")
+    threads = _choose_threads(schedule, module, loader) if ranks.count == 1 else torch.get_num_threads()
+    if ranks.is_first:
+        run.update_manifest(trainable=count, frozen=max(frozen, 0), threads=threads, ranks=ranks.count)
+    job.voice(f"{count:,} weights train, {max(frozen, 0):,} are frozen; {threads} thread(s)")
     for name, adapter in module.adapters.items():
         for group, weights in _groups(adapter).items():
-            voice(f"  {name}: {sum(w.numel() for w in weights):,} in {group}")
+            job.voice(f"  {name}: {sum(w.numel() for w in weights):,} in {group}")
     module.backbone.train(artifact.is_whole_backbone(dict(module.adapters.items())))
     try:
         trainer.fit(module, loader)
     finally:
-        loggers.close("success" if module.step == until else "failed")
+        loggers.close("success" if module.step == job.until else "failed")
     stop.raise_if_asked(module.step, run.path)
 
 
@@ -76,17 +92,9 @@ def _groups(adapter: Any) -> dict[str, list[torch.Tensor]]:
     return groups
 
 
-def _callbacks(
-    cfg: DictConfig,
-    schedule: Fit,
-    source: Stream,
-    run: Run,
-    voice: Voice,
-    loggers: Loggers,
-    stop: Stop,
-    until: int,
-) -> list[pl.Callback]:
+def _callbacks(job: Job, loggers: Loggers, stop: Stop) -> list[pl.Callback]:
     """In the order in which a step's end calls them: what is to be saved is known and logged before it is saved."""
+    cfg, schedule, source, run, voice = job.cfg, job.schedule, job.source, job.run, job.voice
     log = Log(run.path / "metrics.csv", schedule.log_every, loggers)
     save = Checkpoints(
         log=log,
@@ -97,7 +105,7 @@ def _callbacks(
         run_id=run.run_id,
         every=schedule.checkpoint_every,
         keep=schedule.keep,
-        until=until,
+        until=job.until,
         best=schedule.best,
         heldout=_heldout(cfg, schedule, run),
     )

@@ -12,6 +12,7 @@ from mmtrain.batch import Batch, Loss
 from mmtrain.errors import UserError
 from mmtrain.objective.whole import WholeBatch, pieces_of
 from mmtrain.rng import Rng, drops_out
+from mmtrain.train import sharded
 from mmtrain.train.optim import AdamW
 
 
@@ -53,6 +54,7 @@ class TrainModule(pl.LightningModule):
             raise UserError("adapters", "none of them has a weight that trains", "at least one", "add an adapter")
         self.average = {name: w.detach().clone() for name, w in self.weights.items()} if ema is not None else None
         self.outcome: Loss | None = None
+        self.is_cut = False
         self.optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -102,20 +104,37 @@ class TrainModule(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
+    def configure_model(self) -> None:
+        """Cut the weights into pieces where the strategy has a mesh of devices to lay them on."""
+        if self.device_mesh is None or self.is_cut:
+            return
+        whole, optimizer, self.is_cut = self.weights, self.optimizer, True
+        self.weights = sharded.shard(self, whole, self.device_mesh["data_parallel"])
+        if self.average is not None:
+            self.average = {n: sharded.like(a, self.weights[n].data) for n, a in self.average.items()}
+        if optimizer is not None:
+            self.optimizer = self.optim.optimizer(self.weights)
+            sharded.recut(self.optimizer, self.weights, {n: optimizer.state[w] for n, w in whole.items()})
+
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Clip ourselves: Lightning refuses a fused optimizer under mixed precision. With fp16 the gradients are still
         scaled here, because a fused step takes the scale away itself."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         limit = self.clip * (scaler.get_scale() if scaler is not None else 1.0)
-        nn.utils.clip_grad_norm_(list(self.weights.values()), limit)
+        if self.is_cut:
+            sharded.clip(self.weights, limit)
+        else:
+            nn.utils.clip_grad_norm_(list(self.weights.values()), limit)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None and self.decay is not None:
             done = self.step + 1
             rate = min(self.decay, done / (10 + done))  # short memory while young
-            average, weights = list(self.average.values()), [w.detach() for w in self.weights.values()]
-            torch._foreach_lerp_(average, weights, 1 - rate)
+            pairs = [(self.average[name], weight.detach()) for name, weight in self.weights.items()]
+            for kind in {type(average) for average, _ in pairs}:  # pieces and whole tensors cannot go together
+                average, weights = zip(*[pair for pair in pairs if type(pair[0]) is kind], strict=True)
+                torch._foreach_lerp_(average, weights, 1 - rate)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

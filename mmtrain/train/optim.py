@@ -45,12 +45,13 @@ class AdamW:
         Raises:
             UserError: ``scales`` names an adapter that has no weights.
         """
-        adapters: dict[str, list[nn.Parameter]] = {}
-        for name, weight in weights.items():
-            adapters.setdefault(name.split("/")[0], []).append(weight)
-        for name in self.scales.keys() - adapters.keys():
-            raise UserError("optim.scales", f"{name!r}", f"adapters: {', '.join(adapters)}", "correct the name")
-        groups = [{"params": own, "scale": self.scales.get(name, 1.0)} for name, own in adapters.items()]
+        adapters: dict[tuple[str, type], list[nn.Parameter]] = {}
+        for name, weight in weights.items():  # what lies in pieces and what is whole cannot be fused
+            adapters.setdefault((name.split("/")[0], type(weight)), []).append(weight)
+        names = list(dict.fromkeys(name for name, _ in adapters))
+        for name in self.scales.keys() - set(names):
+            raise UserError("optim.scales", f"{name!r}", f"adapters: {', '.join(names)}", "correct the name")
+        groups = [{"params": own, "scale": self.scales.get(name, 1.0)} for (name, _), own in adapters.items()]
         return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
 
     def rate(self, step: int, steps: int) -> float:

@@ -35,9 +35,20 @@ class Ask:
     wanted: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def told(self) -> dict[str, Any]:
+        """As JSON holds it, for another process."""
+        resume = {"folder": str(self.resume)} if isinstance(self.resume, Path) else self.resume
+        return {**vars(self), "resume": resume, "allow": list(self.allow)}
 
-def taken_up(cfg: DictConfig, source: Stream, backbone: Any, ask: Ask, voice: Voice) -> tuple[Run, Path | None]:
-    """The run, and the checkpoint that it goes on from."""
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Ask":
+        """What `told` gave."""
+        resume = told["resume"]
+        return cls(**{**told, "resume": Path(resume["folder"]) if isinstance(resume, dict) else resume})
+
+
+def taken_up(cfg: DictConfig, source: Stream, backbone: Any, ask: Ask, voice: Voice) -> tuple[str, int | None]:
+    """The run's folder, and the step of the checkpoint that it goes on from."""
     data, bases = source.fingerprint, {"backbone": backbone.base}
     resume = ask.resume
     if resume == AUTO:
@@ -49,15 +60,16 @@ def taken_up(cfg: DictConfig, source: Stream, backbone: Any, ask: Ask, voice: Vo
             _same_ground(ask.wanted, data, bases)
         run = Run.start(cfg, cfg.folder, data=data, bases=bases, facts=ask.facts)
         voice.into(run.path / "log.txt")
-        return run, None
+        return str(run.path), None
     run = Run.open(resume)
     voice.into(run.path / "log.txt")
     newest = checkpoints.newest(run.path / "checkpoints", say=lambda text: voice(escape(text)))
     changed = run.not_the_same(cfg, data, bases)
     _refuse(run, changed, ask.allow)
+    step = checkpoints.step_of(newest)
     if changed:
-        run.go_on_as(cfg, changed, checkpoints.step_of(newest), code_version())
-    return run, newest
+        run.go_on_as(cfg, changed, step, code_version())
+    return str(run.path), step
 
 
 def _same_ground(wanted: Mapping[str, Any], data: str, bases: Mapping[str, Any]) -> None:

@@ -13,9 +13,13 @@ class Fit:
         batch_size: samples of one batch, over all devices; each is one optimizer step.
         accumulate: in how many pieces a batch goes through the network, to save memory. The gradients are those of one
             piece: contrastive objectives still compare the whole batch (each piece runs twice then).
-        accelerator, devices, strategy, precision: as Lightning's Trainer takes them.
+        accelerator, precision: as Lightning's Trainer takes them.
+        devices, num_nodes: devices of a machine, and machines. Each device has a process of its own.
+        strategy: how several share the work: ``ddp`` (weights on each) or ``fsdp`` (weights in pieces on all).
+        rank_timeout: seconds in which a rank must answer the others, or all stop.
         clip: norm to which gradients are clipped.
-        threads: CPU threads, or ``auto`` to measure which count pays on this machine now.
+        threads: CPU threads, or ``auto`` to measure which count pays on this machine now (one for each of several
+            processes).
         num_workers: processes that decode.
         ema: decay of the moving average that is exported, or None for none.
         log_every, checkpoint_every: in optimizer steps.
@@ -32,7 +36,9 @@ class Fit:
         accumulate: int = 1,
         accelerator: Literal["auto", "cpu", "gpu"] = "auto",
         devices: int = 1,
-        strategy: str = "auto",
+        num_nodes: int = 1,
+        strategy: Literal["ddp", "fsdp"] = "ddp",
+        rank_timeout: float = 120.0,
         precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
         clip: float = 1.0,
         threads: int | Literal["auto"] = "auto",
@@ -44,9 +50,9 @@ class Fit:
         best: Literal["loss", "heldout"] | None = None,
         heldout_batches: int = 8,
     ) -> None:
-        positive = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate, "devices": devices}
-        positive |= {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep}
-        positive["heldout_batches"] = heldout_batches
+        positive: dict[str, float] = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}
+        positive |= {"log_every": log_every, "checkpoint_every": checkpoint_every, "keep": keep, "devices": devices}
+        positive |= {"heldout_batches": heldout_batches, "num_nodes": num_nodes, "rank_timeout": rank_timeout}
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"trainer.{name}", str(value), "at least 1", "give a positive number")
@@ -55,3 +61,4 @@ class Fit:
         self.clip, self.ema, self.accumulate = clip, ema, accumulate
         self.log_every, self.checkpoint_every, self.keep = log_every, checkpoint_every, keep
         self.best, self.heldout_batches = best, heldout_batches
+        self.num_nodes, self.rank_timeout = num_nodes, rank_timeout

@@ -1,6 +1,9 @@
-"""A hundred damaged configs and a page of damaged words: each ends in UserErrors or passes; none in a stack trace."""
+"""Damaged configs and a page of damaged words: each ends in UserErrors that name the place, in less than three seconds,
+or runs; none in a stack trace. A hundred whole recipes are checked, and a run of a second is damaged and started."""
 
+import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,16 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from mmtrain import config
+from mmtrain import cli, config
 from mmtrain.errors import UserError
+from tests import tiny
 
 HERE = Path(__file__).parent
 ALLOW = (*config.ALLOWED, "tests.house.")
 COUNT = 100
+FULL = os.environ.get("RESUME_PROOF") == "full"  # make resume-proof
+STARTED = 300 if FULL else 12
+SECONDS = 3.0
 VALUES: list[Any] = [
     *(None, "", "eight", 3.5, -1, 0, True, 10**30, float("nan"), "???", "${nope}", "${", "${seed", "é\n\x07", "a: b"),
     *([], {}, [1, [2]], {"a": {"b": 1}}, {"_target_": "os.system"}, {"_target_": 5}, {"_target_": None}, {1: 2}),
@@ -99,3 +106,53 @@ def test_damaged_words_end_in_user_errors(word: str):
         config.check(config.compose(str(HERE / "toy.yaml"), [word]), allow=ALLOW)
     except UserError:
         return
+
+
+OUT_OF_RANGE: list[Any] = [-1, 0, 10**7, -0.5, 1e30, float("inf")]
+KINDS = ("deleted", "misspelt", "wrong type", "out of range", "wrong nesting")
+
+
+def harm(tree: dict[str, Any], kind: str, draw: random.Random) -> str:
+    """Damage one key in a stated way; its name."""
+    node, key = draw.choice([(node, key) for node in nodes(tree) for key in node])
+    if kind == "deleted":
+        del node[key]
+    elif kind == "misspelt":
+        at = draw.randrange(len(str(key)))
+        node[str(key)[:at] + draw.choice(["", "x", "é"]) + str(key)[at + 1 :]] = node.pop(key)
+    elif kind == "wrong type":
+        node[key] = draw.choice(VALUES)
+    elif kind == "out of range":
+        node[key] = draw.choice(OUT_OF_RANGE)
+    else:
+        node[key] = draw.choice([{key: node[key]}, [node[key]], {"_target_": "mmtrain.run.Run", "x": node[key]}])
+    return str(key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_run_is_refused_at_once_or_runs(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Of those that run, sizes are bounded, so that a legal but huge value costs no hours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmtrain.train.fit.train", lambda job: None)  # the steps themselves are other tests'
+    shards = tiny.world(tmp_path / "world")
+    words = tiny.words(shards, tmp_path / "runs")
+    whole = OmegaConf.to_container(config.compose(words[1], words[2:]))
+    refused = 0
+    for seed in range(STARTED // len(KINDS) or 1):
+        tree = yaml.safe_load(yaml.safe_dump(whole))
+        name = harm(tree, kind, random.Random(f"{kind} {seed}"))
+        path = tmp_path / "damaged.yaml"
+        path.write_text("# @package _global_\n" + yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+        before = time.process_time()
+        status = cli.main(["train", str(path)])
+        spent = time.process_time() - before
+        told = capfd.readouterr().err
+        assert "Traceback" not in told
+        assert status in (0, 1, 2), f"{kind} {seed}, {name}: status {status}"
+        if status:
+            refused += 1
+            assert spent < SECONDS, f"{kind} {seed}, {name}: {spent:.1f} s\n{told}"
+            assert told.rstrip().endswith("."), told
+    assert refused or not FULL

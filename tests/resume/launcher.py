@@ -23,10 +23,12 @@ from typing import Any
 
 from mmtrain import cli
 from mmtrain.backbone import clip, sd, svd  # noqa: F401  (imported once, before the children are forked)
-from mmtrain.train import fit  # noqa: F401
+from mmtrain.run import checkpoints
+from mmtrain.train import checkpoint, fit  # noqa: F401
 from mmtrain.train.callbacks import Log
 
 PATIENCE = 600  # seconds for any one start
+SLOW = 0.03  # seconds more for each file of a checkpoint, so that kills inside its writing are many
 
 
 def start_ranks(words: list[str], told: Path, ranks: int) -> list[int]:
@@ -59,6 +61,7 @@ def start(words: list[str], told: Path, env: dict[str, str]) -> int:
     code = 1
     try:
         _tell_batches(told)
+        _write_slowly()
         code = cli.main(words) or 0
     except SystemExit as why:
         code = int(why.code or 0)
@@ -83,6 +86,16 @@ def _tell_batches(told: Path) -> None:
     Log.on_train_batch_end = wrapped  # type: ignore[method-assign]
 
 
+def _write_slowly() -> None:
+    ours = checkpoint._tensors
+
+    def slow(path: Path, tensors: dict[str, Any]) -> None:
+        ours(path, tensors)
+        time.sleep(SLOW)
+
+    checkpoint._tensors = slow
+
+
 def finish(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -99,7 +112,7 @@ def kill_at(children: list[int], told: Path, folder: Path, step: int, in_checkpo
     if in_checkpoint:
         while not list(folder.glob("*/checkpoints/.step-*.part")):
             assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before a checkpoint"
-        time.sleep(draw.uniform(0, 0.003))
+        time.sleep(draw.uniform(0, 2 * SLOW))
     else:
         time.sleep(draw.uniform(0, 0.2))
     for each in children:
@@ -108,6 +121,9 @@ def kill_at(children: list[int], told: Path, folder: Path, step: int, in_checkpo
     for each in children[1:]:
         finish(each)
     torn = [path.name for path in folder.glob("*/checkpoints/.step-*.part")]
+    if step > 2:
+        [saved] = folder.glob("*/checkpoints")
+        checkpoints.newest(saved)  # raises where none is whole
     return f"killed after step {_reached(told)}" + (f", inside {torn[-1][1:-5]}'s checkpoint" if torn else "")
 
 

@@ -14,7 +14,7 @@ from mmtrain.data.shards import ShardWriter, encode_webp, write_world
 from mmtrain.run.checkpoints import newest
 
 FULL = os.environ.get("RESUME_PROOF") == "full"  # make resume-proof
-STEPS, KILLS = (120, 12) if FULL else (16, 4)
+STEPS, KILLS = (156, 25) if FULL else (16, 4)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -61,10 +61,10 @@ def batches(path: Path) -> dict[int, set[str]]:
 
 
 def plan(seed: int) -> tuple[list[tuple[int, bool]], list[int]]:
-    """Where to kill (every third time inside a checkpoint) and with how many workers to start each time."""
+    """Where to kill (every second time inside a checkpoint) and with how many workers to start each time."""
     draw = random.Random(seed)
     apart = STEPS // (KILLS + 1)
-    kills = [((n + 1) * apart + draw.randrange(-1, 2), n % 3 == 1) for n in range(KILLS)]
+    kills = [((n + 1) * apart + draw.randrange(-1, 2), n % 2 == 1) for n in range(KILLS)]
     return kills, [draw.choice([0, 1, 2]) if n > 2 else n for n in range(KILLS + 1)]
 
 
@@ -113,8 +113,10 @@ def test_killed_many_times_equals_uninterrupted(kind: str, words: list[str], tmp
     assert killed == whole  # those that were done again, too
     assert final(tmp_path / "killed") == final(tmp_path / "whole")
     again = len((tmp_path / "killed.txt").read_text().splitlines()) - STEPS
-    print(f"\n{kind}: {STEPS} steps, {KILLS} kills, {again} steps done again; losses, batches and tensors are equal")
-    print(said)
+    inside = said.count("inside")
+    assert inside >= 8 or not FULL
+    done = f"{STEPS} steps, {KILLS} kills ({inside} inside a checkpoint), {again} steps done again"
+    print(f"\n{kind}: {done}; losses, batches and tensors are equal\n{said}")
 
 
 @pytest.mark.parametrize(("kind", "words"), [(kind, kind) for kind in KINDS], indirect=["words"], ids=KINDS)
@@ -146,14 +148,3 @@ def told(path: Path) -> dict[int, tuple[list[str], float]]:
     """Step → digests of its samples, and its loss, as they were the last time."""
     rows = (line.split() for line in path.read_text().splitlines())
     return {int(step): (digests.split(","), float.fromhex(loss)) for step, digests, loss in rows}
-
-
-def test_another_identity_is_refused_with_its_keys(shards: Path, tmp_path: Path):
-    launch = [sys.executable, "-m", "mmtrain"]
-    words = [*launch, *command("pretrain_clip", shards, "trainer.steps=2"), f"folder={tmp_path}"]
-    subprocess.run(words, check=True, capture_output=True)
-    again = [*words, "optim.lr=0.5", "--resume", str(next(tmp_path.iterdir()))]
-    done = subprocess.run(again, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "optim.lr" in done.stderr
-    assert "Traceback" not in done.stderr
