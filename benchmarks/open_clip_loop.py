@@ -1,7 +1,11 @@
 """open_clip's own training loop and data pipeline, from a folder that holds ``open_clip/`` and ``open_clip_train/``.
 
-Without torchvision, names from it stand in that fail when they are called: the loop calls none of them, since the
-benchmark hands it a transform of its own (PIL's bicubic resize, CLIP's mean and deviation).
+    pip install --no-deps --target <folder> open_clip_torch 'webdataset<=0.2.86' ftfy wcwidth pandas python-dateutil
+
+Its data pipeline stops at webdataset 1.0's end-of-shard marks, so the folder holds the release that it asks for; it is
+found before ours, in that process alone. Without torchvision, names from it stand in that fail when they are called:
+the loop calls none of them, since the benchmark hands it a transform of its own (PIL's bicubic resize, CLIP's mean and
+deviation).
 """
 
 import argparse
