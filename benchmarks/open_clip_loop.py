@@ -89,7 +89,7 @@ class Loop:
         self.data = importlib.import_module("open_clip_train.data")
         self.train = importlib.import_module("open_clip_train.train")
         package, losses = importlib.import_module("open_clip"), importlib.import_module("open_clip.loss")
-        self.model = package.CLIP(**model)
+        self.model = package.CLIP(**model, output_dict=True)
         self.loss = losses.ClipLoss(cache_labels=True)  # as its create_loss does
         self.tokenize, self.side, self.epoch = tokenize, model["vision_cfg"]["image_size"], 0
         self.optimizer = torch.optim.AdamW(self._groups(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6)
