@@ -1,7 +1,11 @@
 """open_clip's own training loop and data pipeline, from a folder that holds ``open_clip/`` and ``open_clip_train/``.
 
-Without torchvision, names from it stand in that fail when they are called: the loop calls none of them, since the
-benchmark hands it a transform of its own (PIL's bicubic resize, CLIP's mean and deviation).
+    pip install --no-deps --target <folder> open_clip_torch 'webdataset<=0.2.86' ftfy wcwidth pandas python-dateutil
+
+Its data pipeline stops at webdataset 1.0's end-of-shard marks, so the folder holds the release that it asks for; it is
+found before ours, in that process alone. Without torchvision, names from it stand in that fail when they are called:
+the loop calls none of them, since the benchmark hands it a transform of its own (PIL's bicubic resize, CLIP's mean and
+deviation).
 """
 
 import argparse
@@ -85,7 +89,7 @@ class Loop:
         self.data = importlib.import_module("open_clip_train.data")
         self.train = importlib.import_module("open_clip_train.train")
         package, losses = importlib.import_module("open_clip"), importlib.import_module("open_clip.loss")
-        self.model = package.CLIP(**model)
+        self.model = package.CLIP(**model, output_dict=True)
         self.loss = losses.ClipLoss(cache_labels=True)  # as its create_loss does
         self.tokenize, self.side, self.epoch = tokenize, model["vision_cfg"]["image_size"], 0
         self.optimizer = torch.optim.AdamW(self._groups(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6)

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from mmtrain.objective.tiles import Names, infonce, sigmoid
 from mmtrain.threads import keep_pages
 
-WIDTH, TILE, ROUNDS = 512, 256, 3
+WIDTH, TILE, ROUNDS = 512, 512, 3
 SIZES = [1024 * 2**i for i in range(6)]
 TIMED = (1024, 2048, 4096)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mmtrain.objective.tiles import Compared, Names, infonce
 from mmtrain.objective.whole import WholeBatch, limited
 
-TILE = 256
+TILE = 512
 
 
 def symmetric(first: Tensor, second: Tensor, log_scale: Tensor | float) -> Tensor:

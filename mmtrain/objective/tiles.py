@@ -13,7 +13,7 @@ the bias each rank has the part of its own rows: the same average makes it whole
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from mmtrain import ranks
 from mmtrain.rng import key
+
+_ODD = 6364136223846793005  # Knuth's multiplier: two 63-bit names make one
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Names:
         shown, said = (torch.tensor([key(word) for word in words], device=device) for words in (keys, captions))
         return cls(shown, said)
 
+    def and_both(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What is shown, what is said, and a number for the two together."""
+        return self.shown, self.said, self.shown * _ODD + self.said
+
     @classmethod
     def apart(cls, count: int, device: torch.device) -> "Names":
         """Names of pairs that have nothing in common with each other."""
@@ -46,25 +52,43 @@ class Names:
         return cls(numbers, numbers)
 
 
-@dataclass(frozen=True)
-class _Tile:
-    rows: slice
-    cosines: Tensor  # [t N]
-    own: tuple[Tensor, Tensor]  # where each row meets the other half of its own pair
-    others: Tensor  # bool [t N]: positive pairs that are not a row's own
+class _Matrix(NamedTuple):
+    """Logits between this rank's rows and the columns of all ranks; made tile by tile, never held."""
+
+    rows: Tensor  # [n d], the temperature in them
+    columns: Tensor  # [N d]
+    shown: Tensor  # int32 [n], with the next one: equal numbers where names are equal
+    columns_shown: Tensor  # int32 [N]
+    said: Tensor
+    columns_said: Tensor
+    negatives: Tensor  # [n], how many of a row's columns are no positives
+
+    @classmethod
+    def of(cls, first: Tensor, second: Tensor, scale: Tensor, names: Names) -> "_Matrix":
+        every = Names(ranks.gather(names.shown), ranks.gather(names.said))
+        shown, said, both = (_matched(own, all_) for own, all_ in zip(names.and_both(), every.and_both(), strict=True))
+        negatives = len(every.said) - (shown[2] + said[2] - both[2])
+        return cls(first * scale, ranks.gather(second), *shown[:2], *said[:2], negatives.to(first.dtype))
+
+    def tiles(self, size: int) -> Iterator[tuple[slice, Tensor, tuple[Tensor, Tensor], Tensor]]:
+        """Which rows, their logits ``[t N]``, where each meets its own other half, and bool ``[t N]``: positive pairs
+        besides that."""
+        start, device = ranks.index() * len(self.rows), self.rows.device
+        for i in range(0, len(self.rows), size):
+            rows = slice(i, min(i + size, len(self.rows)))
+            place = torch.arange(rows.stop - i, device=device)
+            own = (place, place + start + i)
+            others = self.shown[rows, None] == self.columns_shown
+            others |= self.said[rows, None] == self.columns_said
+            others[own] = False
+            yield rows, self.rows[rows] @ self.columns.T, own, others
 
 
-def _tiles(first: Tensor, every: Tensor, names: Names, every_names: Names, size: int) -> Iterator[_Tile]:
-    """Tiles of first·everyᵀ; ``every`` holds the second halves of all ranks."""
-    start = ranks.index() * len(first)
-    for i in range(0, len(first), size):
-        rows = slice(i, min(i + size, len(first)))
-        place = torch.arange(rows.stop - i, device=first.device)
-        own = (place, place + start + i)
-        others = names.shown[rows, None] == every_names.shown
-        others |= names.said[rows, None] == every_names.said
-        others[own] = False
-        yield _Tile(rows, first[rows] @ every.T, own, others)
+def _matched(own: Tensor, every: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both as small numbers (equal where the names are), and how many of all are equal to each own one."""
+    order = every.sort().values
+    before, after = (torch.searchsorted(order, own, right=right, out_int32=True) for right in (False, True))
+    return before, torch.searchsorted(order, every, out_int32=True), after - before
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -74,43 +98,42 @@ class _InfoNCE(torch.autograd.Function):
     def forward(
         ctx: Any, first: Tensor, second: Tensor, log_scale: Tensor, names: Names, size: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        every, every_names = ranks.gather(second), Names(ranks.gather(names.shown), ranks.gather(names.said))
         scale = log_scale.exp()
-        rows, hardest, negatives = (first.new_empty(len(first)) for _ in range(3))
-        peak = -2 * scale.expand(len(every)).clone()  # below any logit, and finite where all of a tile is masked
-        total, own = torch.zeros_like(peak), first.new_empty(len(first))
-        for tile in _tiles(first, every, names, every_names, size):
-            logits = (scale * tile.cosines).masked_fill_(tile.others, -torch.inf)
-            own[tile.rows] = logits[tile.own]
-            rows[tile.rows] = logits.logsumexp(1)
+        matrix = _Matrix.of(first, second, scale, names)
+        own, rows, hardest = (first.new_empty(len(first)) for _ in range(3))
+        peak = (
+            -2 * scale.expand(len(matrix.columns)).clone()
+        )  # below any logit, and finite where all of a tile is masked
+        total = torch.zeros_like(peak)
+        for part, logits, place, others in matrix.tiles(size):
+            logits.masked_fill_(others, -torch.inf)
+            own[part], rows[part] = logits[place], logits.logsumexp(1)
             higher = torch.maximum(peak, logits.amax(0))
-            total = total * (peak - higher).exp() + (logits - higher).exp().sum(0)
+            total = total * (peak - higher).exp() + (logits - higher).exp_().sum(0)
             peak = higher
-            logits[tile.own] = -torch.inf
-            hardest[tile.rows] = logits.amax(1)
-            negatives[tile.rows] = (logits.shape[1] - 1 - tile.others.sum(1)).to(first.dtype)
-        parts = ranks.gather((peak + total.log())[None])
-        columns = parts.logsumexp(0)
+            logits[place] = -torch.inf
+            hardest[part] = logits.amax(1)
+        columns = ranks.gather((peak + total.log())[None]).logsumexp(0)
         mine = slice(ranks.index() * len(first), (ranks.index() + 1) * len(first))
-        ctx.save_for_backward(first, every, log_scale, rows, columns)
-        ctx.names, ctx.every_names, ctx.size = names, every_names, size
+        ctx.save_for_backward(first, log_scale, rows, columns, *matrix)
+        ctx.size = size
         hit = (own > hardest).to(first.dtype)
-        ctx.mark_non_differentiable(hit, negatives)
-        return (rows + columns[mine]) / 2 - own, hit, negatives
+        ctx.mark_non_differentiable(hit, matrix.negatives)
+        return (rows + columns[mine]) / 2 - own, hit, matrix.negatives
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        first, every, log_scale, rows, columns = ctx.saved_tensors
-        scale, every_grad = log_scale.exp(), ranks.gather(grad)
-        d_first, d_every = torch.empty_like(first), torch.zeros_like(every)
-        for tile in _tiles(first, every, ctx.names, ctx.every_names, ctx.size):
-            logits = (scale * tile.cosines).masked_fill_(tile.others, -torch.inf)
-            pull = (logits - rows[tile.rows, None]).exp_().mul_(grad[tile.rows, None] / 2)
-            pull += (logits - columns).exp_().mul_(every_grad / 2)
-            pull[tile.own] -= grad[tile.rows]
-            _pull(pull, scale, first, every, tile.rows, d_first, d_every)
-        return d_first, ranks.sum_own(d_every), (first * d_first).sum().reshape(log_scale.shape), None, None
+        first, log_scale, rows, columns, *saved = ctx.saved_tensors
+        matrix, half, every_half = _Matrix(*saved), grad / 2, ranks.gather(grad) / 2
+        pulls = _Pulls(matrix, log_scale)
+        for part, logits, place, others in matrix.tiles(ctx.size):
+            logits.masked_fill_(others, -torch.inf)
+            pull = (logits - rows[part, None]).exp_().mul_(half[part, None])
+            pull += logits.sub_(columns).exp_().mul_(every_half)
+            pull[place] -= grad[part]
+            pulls.add(part, pull)
+        return *pulls.gradients(first), None, None
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -120,43 +143,50 @@ class _Sigmoid(torch.autograd.Function):
     def forward(
         ctx: Any, first: Tensor, second: Tensor, log_scale: Tensor, bias: Tensor, names: Names, size: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        every, every_names = ranks.gather(second), Names(ranks.gather(names.shown), ranks.gather(names.said))
-        losses, hit, negatives = (first.new_empty(len(first)) for _ in range(3))
-        for tile in _tiles(first, every, names, every_names, size):
-            logits, own = log_scale.exp() * tile.cosines + bias, tile.cosines[tile.own]
-            positive = tile.others.index_put(tile.own, torch.ones_like(tile.own[0], dtype=torch.bool))
-            losses[tile.rows] = F.softplus(logits.where(~positive, -logits)).sum(1)
-            hit[tile.rows] = (own > tile.cosines.masked_fill(positive, -torch.inf).amax(1)).to(first.dtype)
-            negatives[tile.rows] = (~positive).sum(1).to(first.dtype)
-        ctx.save_for_backward(first, every, log_scale, bias)
-        ctx.names, ctx.every_names, ctx.size = names, every_names, size
-        ctx.mark_non_differentiable(hit, negatives)
-        return losses, hit, negatives
+        matrix = _Matrix.of(first, second, log_scale.exp(), names)
+        losses, hit = (first.new_empty(len(first)) for _ in range(2))
+        for part, logits, place, positive in matrix.tiles(size):
+            own = logits.add_(bias)[place]
+            positive[place] = True
+            hit[part] = (own > logits.masked_fill(positive, -torch.inf).amax(1)).to(first.dtype)
+            losses[part] = F.softplus(torch.where(positive, -logits, logits)).sum(1)
+        ctx.save_for_backward(first, log_scale, bias, *matrix)
+        ctx.size = size
+        ctx.mark_non_differentiable(hit, matrix.negatives)
+        return losses, hit, matrix.negatives
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        first, every, log_scale, bias = ctx.saved_tensors
-        scale = log_scale.exp()
-        d_first, d_every, d_bias = torch.empty_like(first), torch.zeros_like(every), torch.zeros_like(bias)
-        for tile in _tiles(first, every, ctx.names, ctx.every_names, ctx.size):
-            tile.others[tile.own] = True
+        first, log_scale, bias, *saved = ctx.saved_tensors
+        matrix, d_bias = _Matrix(*saved), torch.zeros_like(bias)
+        pulls = _Pulls(matrix, log_scale)
+        for part, logits, place, positive in matrix.tiles(ctx.size):
+            positive[place] = True
             # d softplus(−x)/dx = σ(x) − 1 for a positive pair, d softplus(x)/dx = σ(x) for the others
-            pull = (scale * tile.cosines + bias).sigmoid_().sub_(tile.others.to(first.dtype))
-            pull *= grad[tile.rows, None]
+            pull = logits.add_(bias).sigmoid_().add_(positive, alpha=-1).mul_(grad[part, None])
             d_bias += pull.sum()
-            _pull(pull, scale, first, every, tile.rows, d_first, d_every)
-        d_scale = (first * d_first).sum().reshape(log_scale.shape)
-        return d_first, ranks.sum_own(d_every), d_scale, d_bias, None, None
+            pulls.add(part, pull)
+        return *pulls.gradients(first), d_bias, None, None
 
 
-def _pull(
-    pull: Tensor, scale: Tensor, first: Tensor, every: Tensor, rows: slice, d_first: Tensor, d_every: Tensor
-) -> None:
-    """From the derivative by a tile's logits ``[t N]`` those by both sides; that by log s is Σ first·d_first."""
-    pull *= scale
-    torch.mm(pull, every, out=d_first[rows])
-    d_every.addmm_(pull.T, first[rows])
+class _Pulls:
+    """From derivatives by logits, tile by tile, the gradients by both sides and by the logarithm of the temperature."""
+
+    def __init__(self, matrix: _Matrix, log_scale: Tensor) -> None:
+        self.matrix, self.log_scale = matrix, log_scale
+        self.d_rows, self.d_columns = torch.empty_like(matrix.rows), torch.zeros_like(matrix.columns)
+
+    def add(self, part: slice, pull: Tensor) -> None:
+        """Takes the derivative ``[t N]`` by the logits of some rows."""
+        torch.mm(pull, self.matrix.columns, out=self.d_rows[part])
+        self.d_columns.addmm_(pull.T, self.matrix.rows[part])
+
+    def gradients(self, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """By ``first``, by this rank's ``second``, and by log s: Σ derivative · logit = Σ first · d_first."""
+        d_first = self.d_rows.mul_(self.log_scale.exp())
+        d_scale = (first * d_first).sum().reshape(self.log_scale.shape)
+        return d_first, ranks.sum_own(self.d_columns), d_scale
 
 
 @dataclass(frozen=True)

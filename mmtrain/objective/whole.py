@@ -35,9 +35,9 @@ class WholeBatch(ABC):
         tile: rows of the matrix of similarities that are held at a time. It changes memory and speed alone.
     """
 
-    def __init__(self, *, tile: int = 256) -> None:
+    def __init__(self, *, tile: int = 512) -> None:
         if tile < 1:
-            raise UserError("objective.tile", str(tile), "at least 1 row", "leave it at 256")
+            raise UserError("objective.tile", str(tile), "at least 1 row", "leave it at 512")
         self.tile = tile
 
     @abstractmethod

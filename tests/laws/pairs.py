@@ -27,7 +27,7 @@ CAPTIONS += ["a blue circle moving right", "a black square"]
 KEYS = ["a", "b", "c", "d", "e", "f", "b", "h"]  # the fifth caption comes twice, so does the second picture
 
 
-def objective(name: str, tile: int = 256) -> WholeBatch:
+def objective(name: str, tile: int = 512) -> WholeBatch:
     return {"contrastive": Contrastive, "siglip": SigLIP}[name](tile=tile)
 
 

@@ -43,14 +43,20 @@ def test_temperature_is_clamped_at_a_hundred():
     assert torch.equal(symmetric(a, b, 9.0), symmetric(a, b, torch.tensor(100.0).log()))
 
 
-def test_contrastive_equals_transformers(tiny_clip: Path):
-    ours = CLIP(path=str(tiny_clip))
-    theirs = CLIPModel.from_pretrained(tiny_clip).eval()
+def test_contrastive_and_its_gradients_equal_transformers(tiny_clip: Path):
+    ours, theirs = CLIP(path=str(tiny_clip)).double(), CLIPModel.from_pretrained(tiny_clip).double().eval()
+    given = batch(1)
+    given.frames = given.frames.double()
     ids, mask = tokenize(ours.tokenizer, CAPTIONS, "cpu")
-    pixels = prepare(frames(1)[:, 0], 224, ours.processor)
+    pixels = prepare(given.frames[:, 0], 224, ours.processor)
     wanted = theirs(input_ids=ids, attention_mask=mask, pixel_values=pixels, return_loss=True).loss
-    got = Contrastive()(ours, batch(1), Rng(0, 0, [4, 5, 6])).per_sample.mean()
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    ours.requires_grad_(True)
+    got = Contrastive()(ours, given, Rng(0, 0, [4, 5, 6])).per_sample.mean()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+    got.backward()
+    wanted.backward()
+    for name, weight in theirs.named_parameters():
+        torch.testing.assert_close(ours.model.get_parameter(name).grad, weight.grad, rtol=0, atol=1e-10, msg=name)
 
 
 def test_denoising_of_sd_equals_diffusers(tiny_sd: Path):
