@@ -47,8 +47,9 @@ class Files:
         Returns:
             The files.
         """
-        told = {**self.provenance.tags(clip, identity), "title": title, **tags}
-        shown = self.provenance.marked(clip, identity).repeat(self.repeat if len(clip) > 1 else 1, axis=0)
+        shown = self.provenance.marked(clip, identity)
+        told = {**self.provenance.tags(shown, identity), "title": title, **tags}
+        shown = shown.repeat(self.repeat if len(clip) > 1 else 1, axis=0)
         write = _still if len(clip) == 1 else _WRITERS[self.format]
         files = write(shown, stem, self.fps, told)
         if self.provenance.signer is not None:

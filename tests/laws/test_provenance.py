@@ -109,6 +109,9 @@ def test_what_is_too_small_or_unwanted_is_unmarked_and_said(clip: np.ndarray):
     small, unwanted = Provenance(), Provenance(key=None)
     assert np.array_equal(small.marked(clip[:, :32, :32], IDENTITY), clip[:, :32, :32])
     assert "watermark" not in small.tags(clip[:, :32, :32], IDENTITY)
+    assert "watermark" not in small.tags(clip, IDENTITY), "it is named only where it can be read back"
+    assert small.tags(small.marked(clip, IDENTITY), IDENTITY)["watermark"] == "0123abcd"
+    assert "may not hold it" in small.said(64, IDENTITY)
     assert "it needs 64 pixels a side" in small.said(32, IDENTITY)
     assert np.array_equal(unwanted.marked(clip, IDENTITY), clip)
     assert "no watermark, as you asked" in unwanted.said(128, IDENTITY)
