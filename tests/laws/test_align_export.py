@@ -14,7 +14,7 @@ from mmtrain.backbone.pair import opened
 from mmtrain.data.shards import write_world
 from mmtrain.errors import UserError
 from mmtrain.export.diffusers import export
-from mmtrain.export.prove import prove_artifact, prove_peft
+from mmtrain.export.prove import prove, prove_artifact, prove_peft
 from mmtrain.run import Run
 from mmtrain.train.fit import fit
 from mmtrain.train.resume import Ask
@@ -96,3 +96,17 @@ def test_a_pair_goes_out_tower_by_tower(kind: str, tmp_path: Path, shards: Path)
     with torch.no_grad():
         assert torch.equal(again.embed_videos(frames), ours.eval().embed_videos(frames))
         assert torch.equal(again.embed_text(["a red circle"]), ours.embed_text(["a red circle"]))
+
+
+@pytest.mark.parametrize("name", ["siglip_fresh", "clip_stack_fresh"])
+def test_a_whole_model_opens_in_transformers_with_equal_embeddings(name: str, tmp_path: Path):
+    torch.manual_seed(0)
+    composed = config.compose("align_world", [f"+backbone@adapters.option={name}"]).adapters.option
+    backbone = config.build(composed)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    backbone.save(folder, torch.float32)
+    assert prove(backbone, folder, torch.float32).most < 0.1
+    backbone.log_scale.data += 1
+    with pytest.raises(UserError, match="weights of model are not those that were trained"):
+        prove(backbone, folder, torch.float32)
