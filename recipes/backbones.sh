@@ -18,7 +18,7 @@ backbone() { # folder, recipe, log's name, further words
     rm -rf "${folder:?}"
     $mmtrain export "$(ls -d "$run"/*/)" --to "$folder" --dtype fp16
     mkdir -p "$out/logs"
-    cp "$run"/*/metrics.csv "$out/logs/$log.csv"
+    cut -d, -f1,2 "$run"/*/metrics.csv > "$out/logs/$log.csv" # step and loss
 }
 mkdir -p "$out"
 backbone "$out/clip" pretrain_clip clip

@@ -127,8 +127,8 @@ def write_manifest(folder: Path) -> None:
     """List the sha256 of every file below a folder in its manifest, the last step of saving one.
 
     Half-precision files are marked to be opened in float32: transformers opens a model in the type that its config
-    names, diffusers in float32, and a pipeline of both would not run. Where the model was loaded from is left out: it is
-    a path of the machine that wrote it.
+    names, diffusers in float32, and a pipeline of both would not run. Where the model was loaded from is left out: it
+    is a path of the machine that wrote it.
     """
     for config in folder.rglob("config.json"):
         facts = json.loads(config.read_text())

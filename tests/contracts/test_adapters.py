@@ -150,7 +150,7 @@ def test_a_bottleneck_behind_a_lora_layer_stays_there_when_that_is_folded(tiny_s
 
 
 def test_a_bridge_steers_every_residual_block():
-    """On the shipped network: a level of the tiny ones is normed one channel at a time, which takes a shift out again."""
+    """On the shipped network: a level of the tiny ones is normed one channel at a time, which takes it out again."""
     model = StableVideoDiffusion(path=config.shipped("svd"), text_path=config.shipped("clip"))
     bridge = build("bridge")
     bridge.attach(model)
