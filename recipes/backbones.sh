@@ -8,22 +8,26 @@ mmtrain=${1:-mmtrain}
 out=${2:-data/backbones}
 runs=$(mktemp -d runs-backbones-XXXX)
 
-[ -d data/shards/world ] || $mmtrain shards world data/shards/world --split train --count 3000 --seed 0
+[ -d data/shards/world ] || $mmtrain shards world data/shards/world --split train --count 6000 --seed 0
 [ -d data/shards/clutter ] || $mmtrain shards world data/shards/clutter --split clutter --count 10000 --seed 0
 
-backbone() { # folder, recipe, further words
-    local folder=$1 recipe=$2
-    shift 2
-    $mmtrain train "$recipe" "folder=$runs/$recipe" "$@"
+backbone() { # folder, recipe, log's name, further words
+    local folder=$1 recipe=$2 log=$3 run=$runs/$3
+    shift 3
+    $mmtrain train "$recipe" "folder=$run" "$@"
     rm -rf "${folder:?}"
-    $mmtrain export "$(ls -d "$runs/$recipe"/*/)" --to "$folder" --dtype fp16
+    $mmtrain export "$(ls -d "$run"/*/)" --to "$folder" --dtype fp16
     mkdir -p "$out/logs"
-    cp "$runs/$recipe"/*/metrics.csv "$out/logs/${recipe#pretrain_}.csv"
+    cut -d, -f1,2 "$run"/*/metrics.csv > "$out/logs/$log.csv" # step and loss
 }
 mkdir -p "$out"
-backbone "$out/clip" pretrain_clip
-backbone "$runs/codec" pretrain_codec
-backbone "$runs/codec_temporal" pretrain_codec_temporal "backbone.path=$runs/codec"
-backbone "$out/sd" pretrain_sd "backbone.codec=$runs/codec" "backbone.clip=$out/clip"
-backbone "$out/svd" pretrain_svd "backbone.codec=$runs/codec_temporal" "backbone.clip=$out/clip"
+backbone "$out/clip" pretrain_clip clip
+backbone "$runs/codec" pretrain_codec codec
+backbone "$runs/codec_temporal" pretrain_codec_temporal codec_temporal "backbone.path=$runs/codec"
+backbone "$runs/sd" pretrain_sd sd "backbone.codec=$runs/codec" "backbone.clip=$out/clip"
+backbone "$runs/svd" pretrain_svd svd "backbone.codec=$runs/codec_temporal" "backbone.clip=$out/clip"
+# Both go on from there with larger batches. With trainer.precision=bf16-mixed a CPU that multiplies 16-bit tiles (AMX)
+# does it in half the time; any other is far slower so.
+backbone "$out/sd" pretrain_sd sd_further backbone=sd "backbone.path=$runs/sd" trainer.batch_size=64 trainer.steps=2800
+backbone "$out/svd" pretrain_svd svd_further backbone=svd "backbone.path=$runs/svd" trainer.batch_size=16 trainer.steps=3200
 echo "backbones: $out"

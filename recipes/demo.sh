@@ -10,7 +10,7 @@ mkdir -p "$out"
 say() { printf '\n\033[1m%s\033[0m  (%d s)\n' "$1" "$SECONDS"; }
 
 say "1/7 clips of a world whose truth is known"
-$mmtrain shards world "$out/shards" --split train --count 600 --seed 1
+$mmtrain shards world "$out/shards" --split train --count 1200 --seed 1 --two-objects 0
 
 say "2/7 what the run will do"
 $mmtrain check svd_text_bridge "dataset.shards=$out/shards"

@@ -1,21 +1,22 @@
-"""The bridge: text features to the conditioning tokens of an image-to-video model.
+"""The bridge: text to the conditioning of an image-to-video model, in two ways.
 
-tokens = base + W_out·MLP(n · attention of learned queries over the text's n tokens). The base is the text tower's own
-embedding, which shares the image's space: the untrained baseline that a bridge must beat. Times n, because a mean over
-a caption hides the one word that tells the motion; attention starts as that mean. Beside the tokens it writes a shift
-of the embedding by which frame rate and motion bucket enter.
+Tokens: base + W_out·MLP(n · attention of learned queries over the text's n tokens), in the place of the image's. The
+base is the text tower's own embedding, which shares the image's space: the untrained baseline that a bridge must beat.
+Times n, because a mean over a caption hides the one word that tells the motion; attention starts as that mean.
+
+Steering: a code of the caption, through one zero-initialised linear map for each residual block, is added to what the
+block reads of noise level and micro-conditioning. The code is drawn to the clips that captions describe before the
+first step (`train/align.py`) and then stays: so motions are apart in it before the network has to learn what they mean.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmtrain.adapter.full import load_weights
 from mmtrain.errors import UserError
-
-FEATURES = 1024  # random directions, which need not be saved: they are the same in every process
-THRESHOLD = 1.5  # standard deviations: one feature in fifteen is above
 
 
 class Bridge(nn.Module):
@@ -25,11 +26,10 @@ class Bridge(nn.Module):
         tokens: conditioning tokens it emits. With one, a cross-attention's q and k have no effect (softmax over one).
         width: of the bridge's inner layers.
         heads: attention heads; divides ``width``.
-        spread: of a fresh W_out, over torch's own initialisation. At 0 a fresh bridge is the untrained baseline, bit
-            for bit, but gives the network no word to tell from another; at 1 captions differ from the first step on.
+        code: width of a caption's code.
     """
 
-    def __init__(self, *, tokens: int, width: int, heads: int, spread: float = 0.0) -> None:
+    def __init__(self, *, tokens: int, width: int, heads: int, code: int) -> None:
         super().__init__()
         if tokens < 1 or width % heads:
             raise UserError(
@@ -38,7 +38,7 @@ class Bridge(nn.Module):
                 "heads that divide width",
                 "correct it",
             )
-        self.tokens, self.width, self.heads, self.spread = tokens, width, heads, spread
+        self.tokens, self.width, self.heads, self.code_width = tokens, width, heads, code
 
     def attach(self, backbone: Any) -> None:
         """Read the widths from the models and become the backbone's way from text to conditioning."""
@@ -57,12 +57,19 @@ class Bridge(nn.Module):
             nn.Linear(4 * self.width, self.width),
         )
         self.out = nn.Linear(self.width, out)
-        self.out.weight.data *= self.spread
+        nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        directions = torch.randn(FEATURES, into, generator=torch.Generator().manual_seed(0)) / into**0.5
-        self.register_buffer("directions", directions, persistent=False)
-        self.steering = nn.Linear(FEATURES, backbone.micro_width, bias=False)
-        nn.init.zeros_(self.steering.weight)
+        self.register_buffer("whitening", whitening(backbone.text.words), persistent=False)
+        self.say = nn.Sequential(
+            nn.Linear(into, 2 * self.width), nn.SiLU(), nn.Linear(2 * self.width, self.code_width)
+        ).requires_grad_(False)
+        self.usual = nn.Parameter(torch.zeros(self.code_width), requires_grad=False)
+        self.steering = nn.ParameterDict(
+            {
+                name.replace(".", "/"): nn.Parameter(torch.zeros(wide, self.code_width))
+                for name, wide in backbone.modulated.items()
+            }
+        )
         self.conditioning_width = out
         backbone.bridge = self
 
@@ -82,19 +89,34 @@ class Bridge(nn.Module):
             return delta
         return text.embeds[:, None] + delta
 
-    def steer(self, text: Any) -> Tensor:
-        """Text features → what is added to the embedding of the micro-conditioning, ``[b d]``; zeros at the start.
+    def direction(self, text: Any) -> Tensor:
+        """Text features (words ``[b l d]``, mask ``[b l]``) → unit vectors ``[b k]``, which alignment compares.
 
-        A sum over words: fps, motion bucket and noise enter a network at every level by this embedding, and so may the
-        words that tell a motion. Each word lights one in fifteen of many random features, so that words far apart in
-        the tower have weights nearly their own; words close together share most of theirs.
+        A sum over the words, whitened over the tower's whole vocabulary: words that a tower holds close together, as
+        one that has seen single pictures holds *left* and *right*, are apart in it.
         """
-        lit = torch.relu(self.norm(text.tokens) @ self.directions.T - THRESHOLD) * text.mask[..., None]
-        return self.steering(lit.sum(1))
+        bag = (text.words @ self.whitening * text.mask[..., None]).sum(1)
+        return F.normalize(self.say(bag), dim=-1)
+
+    def code(self, text: Any) -> Tensor:
+        """Text features → codes ``[b k]`` of about unit variance, without what is usual in captions."""
+        return (self.direction(text) - self.usual) * self.code_width**0.5
+
+    def steer(self, code: Tensor) -> dict[str, Tensor]:
+        """Codes ``[b k]`` → by residual block, what is added to its time embedding, ``[b c]``; zeros at the start."""
+        return {name.replace("/", "."): code @ weight.T for name, weight in self.steering.items()}
 
     def named_weights(self) -> dict[str, nn.Parameter]:
+        """What is kept of it; the code's own weights need no gradient."""
         return dict(self.named_parameters())
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """Fill what trains; strict."""
         load_weights(self.named_weights(), weights, "adapter bridge")
+
+
+def whitening(words: Tensor) -> Tensor:
+    """The symmetric square root of the inverse of a vocabulary's second moments, ``[n d]`` → ``[d d]``."""
+    moments = words.double().T @ words.double() / len(words)
+    values, vectors = torch.linalg.eigh(moments)
+    return (vectors * values.clamp(min=1e-6 * values[-1]).rsqrt() @ vectors.T).to(words)

@@ -7,6 +7,7 @@ numbers. A `Bridge` adapter puts text in the place of the image token.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from mmtrain.errors import UserError
 from mmtrain.rng import Rng, key
 
 FPS, MOTION_BUCKET, NOISE_AUG = 7, 127, 0.02  # the pipeline's own defaults
+MODULATED = ".time_emb_proj"
 CLIP_SIDE = 224  # pixels; fixed in the pipeline
 CLIP_PARTS = ("vision_model.", "text_model.", "logit_scale", "visual_projection", "text_projection")
 
@@ -100,9 +102,10 @@ class StableVideoDiffusion(nn.Module):
         return int(self.unet.config.cross_attention_dim)
 
     @property
-    def micro_width(self) -> int:
-        """Width of the embedding of frame rate, motion bucket and noise augmentation."""
-        return int(self.unet.add_embedding.linear_2.out_features)
+    def modulated(self) -> dict[str, int]:
+        """By name, the layers by which residual blocks read noise level and micro-conditioning, and their widths."""
+        layers = {n: m for n, m in self.unet.named_modules() if n.endswith(MODULATED)}
+        return {name: int(layer.out_features) for name, layer in layers.items()}
 
     @property
     def base(self) -> dict[str, str]:
@@ -149,8 +152,8 @@ class StableVideoDiffusion(nn.Module):
     def condition(
         self, encoded: dict[str, Tensor], captions: Sequence[str], *, drop_text: Tensor, drop_image: Tensor
     ) -> dict[str, Tensor]:
-        """Cross-attention tokens ``[b n d]``, the first frame's latents ``[b c h w]`` and, with a bridge, the ``shift``
-        ``[b d]`` of the micro-conditioning.
+        """Cross-attention tokens ``[b n d]``, the first frame's latents ``[b c h w]`` and, with a bridge, the
+        captions' ``code`` ``[b k]``.
 
         With a bridge the tokens come from the captions, a dropped one being empty; without, they are the image's
         embedding, and zeros where dropped. Dropped image latents are zeros.
@@ -159,7 +162,7 @@ class StableVideoDiffusion(nn.Module):
         keep_image = (~drop_image).to(image_latents).view(-1, 1, 1, 1)
         if self.bridge is not None:
             kept = ["" if drop else caption for caption, drop in zip(captions, drop_text.tolist(), strict=True)]
-            conditioning = {"tokens": self.text_tokens(kept), "shift": self.text_shift(kept)}
+            conditioning = {"tokens": self.text_tokens(kept), "code": self.text_code(kept)}
         else:
             kept_text = (~drop_text).to(image_latents).view(-1, 1, 1)
             conditioning = {"tokens": encoded["image_embeds"][:, None] * kept_text}
@@ -178,11 +181,11 @@ class StableVideoDiffusion(nn.Module):
         text = self.text(captions)
         return text.embeds[:, None] if self.bridge is None else self.bridge(text)
 
-    def text_shift(self, captions: Sequence[str]) -> Tensor:
-        """What captions add to the micro-conditioning's embedding, ``[b d]``: the bridge's, or zeros without one."""
-        if self.bridge is None or self.text is None:
-            return torch.zeros(len(captions), self.micro_width)
-        return self.bridge.steer(self.text(captions))
+    def text_code(self, captions: Sequence[str]) -> Tensor:
+        """Codes ``[b k]`` of captions, by which the bridge steers the network."""
+        assert self.bridge is not None
+        assert self.text is not None
+        return self.bridge.code(self.text(captions))
 
     def alignment(self, condition: dict[str, Tensor], encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What a contrastive term compares, ``[b d]`` each: the conditioning's mean token, the clip's embedding."""
@@ -207,7 +210,7 @@ class StableVideoDiffusion(nn.Module):
         frames = noisy.shape[1]
         image = condition["image_latents"][:, None].expand(-1, frames, -1, -1, -1)
         facts = torch.tensor([FPS - 1, MOTION_BUCKET, NOISE_AUG], device=noisy.device).expand(len(noisy), 3)
-        with shifted(self.unet, condition.get("shift")):
+        with steered(self.unet, self.bridge, condition.get("code")):
             output = self.unet(
                 torch.cat([scaled, image], 2), 0.25 * level.log(), condition["tokens"], added_time_ids=facts
             ).sample
@@ -245,19 +248,22 @@ class StableVideoDiffusion(nn.Module):
 
 
 @contextmanager
-def shifted(unet: Any, shift: Tensor | None) -> Iterator[None]:
-    """A network whose micro-conditioning's embedding is shifted by ``[b d]`` for a while.
-
-    A smaller batch is shifted by the last rows: a pipeline without guidance leaves the unconditional ones out.
-    """
-    if shift is None:
-        yield
-        return
-    hook = unet.add_embedding.register_forward_hook(lambda _, __, out: out + shift[-len(out) :].to(out))
+def steered(unet: Any, bridge: Any, code: Tensor | None) -> Iterator[None]:
+    """A network whose residual blocks a bridge steers by codes ``[b k]`` for a while; None leaves it alone."""
+    added = {} if code is None else bridge.steer(code)
+    hooks = [unet.get_submodule(name).register_forward_hook(partial(_added, what)) for name, what in added.items()]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def _added(what: Tensor, layer: Any, inputs: Any, out: Tensor) -> Tensor:
+    """``what`` ``[b c]`` on top of a layer's output, ``[b t c]`` in temporal blocks and ``[b·t c]`` in spatial ones."""
+    if out.ndim == 3:
+        return out + what[:, None].to(out)
+    return out + what.repeat_interleave(len(out) // len(what), 0).to(out)
 
 
 def _wide(level: Tensor, like: Tensor) -> Tensor:

@@ -26,9 +26,13 @@ class TextFeatures:
     tokens: Tensor  # [b l d], of the layer that was asked for
     mask: Tensor  # [b l], true on tokens of the caption, its begin and its end
     embeds: Tensor  # [b d_shared], not normalised
+    words: Tensor  # [b l d], the words' own embeddings, without their places
 
     def to(self, device: torch.device | str) -> "TextFeatures":
-        return TextFeatures(self.tokens.to(device), self.mask.to(device), self.embeds.to(device))
+        return TextFeatures(*(part.to(device) for part in (self.tokens, self.mask, self.embeds, self.words)))
+
+    def rows(self, chosen: Tensor) -> "TextFeatures":
+        return TextFeatures(*(part[chosen] for part in (self.tokens, self.mask, self.embeds, self.words)))
 
 
 class TextTower(nn.Module):
@@ -50,11 +54,16 @@ class TextTower(nn.Module):
         if not -1 <= layer <= layers:
             raise UserError("backbone.text_layer", str(layer), f"−1, or 0 to {layers}", "choose one of them")
         self.layer = layer
-        self._memo: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._memo: dict[str, tuple[Tensor, ...]] = {}
 
     @property
     def width(self) -> int:
         return int(self.model.config.hidden_size)
+
+    @property
+    def words(self) -> Tensor:
+        """The embeddings of the whole vocabulary, ``[n d]``."""
+        return self.model.get_input_embeddings().weight.detach()
 
     @property
     def shared_width(self) -> int:
@@ -73,11 +82,12 @@ class TextTower(nn.Module):
             ids, mask = tokenize(self.tokenizer, [caption], self.model.device)
             out = self.model(input_ids=ids, output_hidden_states=True)
             tokens = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
+            words = self.model.get_input_embeddings()(ids)
             if self.layer == 0:
-                tokens = self.model.get_input_embeddings()(ids)
-            self._memo[caption] = (tokens[0].cpu(), mask[0].cpu(), out.text_embeds[0].cpu())
-        tokens, keep, embeds = (torch.stack(part) for part in zip(*(self._memo[c] for c in captions), strict=True))
-        return TextFeatures(tokens, keep, embeds).to(self.model.device)
+                tokens = words
+            self._memo[caption] = tuple(part[0].cpu() for part in (tokens, mask, out.text_embeds, words))
+        parts = (torch.stack(part) for part in zip(*(self._memo[c] for c in captions), strict=True))
+        return TextFeatures(*parts).to(self.model.device)
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str], device: torch.device | str) -> tuple[Tensor, Tensor]:

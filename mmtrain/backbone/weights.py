@@ -127,12 +127,16 @@ def write_manifest(folder: Path) -> None:
     """List the sha256 of every file below a folder in its manifest, the last step of saving one.
 
     Half-precision files are marked to be opened in float32: transformers opens a model in the type that its config
-    names, diffusers in float32, and a pipeline of both would not run.
+    names, diffusers in float32, and a pipeline of both would not run. Where the model was loaded from is left out: it
+    is a path of the machine that wrote it.
     """
     for config in folder.rglob("config.json"):
         facts = json.loads(config.read_text())
-        if facts.get("dtype") == "float16":
-            config.write_text(json.dumps({**facts, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+        told = {name: fact for name, fact in facts.items() if name != "_name_or_path"}
+        if told.get("dtype") == "float16":
+            told["dtype"] = "float32"
+        if told != facts:
+            config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     digests = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     (folder / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1) + "\n")

@@ -44,6 +44,7 @@ class Run:
         dataset: the source of training batches; ``heldout`` is one that training never sees.
         cache: a folder of encoder outputs, or null to encode as training goes.
         adapters: what trains, by name.
+        align: what is aligned before the first step, or null.
         preview: what is sampled while training, or null.
         folder: where run folders go.
         tags: words by which `mmtrain report` finds runs that belong together.
@@ -62,6 +63,7 @@ class Run:
     logger: dict[str, DictConfig]
     heldout: DictConfig | None = None
     cache: Path | None = None
+    align: DictConfig | None = None
     preview: DictConfig | None = None
     folder: Path = Path("runs")
     tags: list[str] = field(default_factory=list)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmtrain.adapter.lora import merged
 from mmtrain.backbone.sd import StableDiffusion
-from mmtrain.backbone.svd import CLIP_SIDE, FPS, StableVideoDiffusion, shifted
+from mmtrain.backbone.svd import CLIP_SIDE, FPS, StableVideoDiffusion, steered
 from mmtrain.backbone.text import tokenize
 from mmtrain.errors import UserError
 
@@ -153,10 +153,11 @@ class VideoSampler:
             textual = prompts is not None and tokens == "text"
             if not textual and images is None:
                 raise UserError("sample", "no first frame", "one, to be the condition", "give an image")
-            shift = self._prepare(list(prompts) if prompts and textual else None, negative_prompt, images is None)
-            self.pipeline.image_guidance = image_guidance or not textual
             low, high = (guidance_scale,) * 2 if guidance_scale is not None else (1.0 if not textual else 3.0, 3.0)
-            with shifted(self.pipeline.unet, shift):
+            read = list(prompts) if prompts and textual else None
+            code = self._prepare(read, negative_prompt, blank=images is None, guided=high > 1)
+            self.pipeline.image_guidance = image_guidance or not textual
+            with steered(self.pipeline.unet, self.backbone.bridge, code):
                 output = self.pipeline(
                     _given(images, (len(seeds), 3, height, width)),
                     height=height,
@@ -174,19 +175,26 @@ class VideoSampler:
                 )
         return np.asarray(output.frames, np.float32)
 
-    def _prepare(self, prompts: list[str] | None, negative_prompt: str | None, blank: bool) -> Tensor | None:
-        """Hand the pipeline its tokens; the shift of the unconditional rows, then of the others, if text is read."""
+    def _prepare(
+        self, prompts: list[str] | None, negative_prompt: str | None, *, blank: bool, guided: bool
+    ) -> Tensor | None:
+        """Hand the pipeline its tokens; the codes of its rows, with guidance the unconditional ones first."""
         self.pipeline.blank = blank
         self.pipeline.tokens = None
         if prompts is None:
             return None
-        towards, shift = self.backbone.text_tokens(prompts), self.backbone.text_shift(prompts)
-        away, away_shift = torch.zeros_like(towards[:1]), torch.zeros_like(shift[:1])
+        towards = self.backbone.text_tokens(prompts)
+        away = torch.zeros_like(towards[:1])
         if negative_prompt is not None:
             away = self.backbone.text_tokens([negative_prompt])
-            away_shift = self.backbone.text_shift([negative_prompt])
         self.pipeline.tokens = (away.expand_as(towards), towards)
-        return torch.cat([away_shift.expand_as(shift), shift])
+        if self.backbone.bridge is None:
+            return None
+        code = self.backbone.text_code(prompts)
+        away_code = torch.zeros_like(code[:1])
+        if negative_prompt is not None:
+            away_code = self.backbone.text_code([negative_prompt])
+        return torch.cat([away_code.expand_as(code), code]) if guided else code
 
     def _first_frames(
         self, prompts: Sequence[str] | None, given: np.ndarray | None, seeds: Sequence[int], how: dict[str, Any]

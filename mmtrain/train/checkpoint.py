@@ -164,6 +164,8 @@ def restore(module: TrainModule, checkpoint: Path) -> None:
     optimizer = module.configure_optimizers()
     saved = load_file(checkpoint / "optimizer.safetensors")
     for name, weight in module.weights.items():
+        if not weight.requires_grad:  # set before the first step, and kept
+            continue
         optimizer.state[weight] = {
             part: saved[f"{name}/{part}"].to(weight.device if part != "step" else "cpu")
             for part in ("step", "exp_avg", "exp_avg_sq")

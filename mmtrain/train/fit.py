@@ -73,6 +73,9 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
     source = ranks.in_turn(lambda: _cached(cfg, pixels, backbone, schedule, voice))
     if step is None:
         fill_memories(backbone, adapters, source, cfg.seed)
+        if cfg.align is not None:
+            reached = config.build(cfg.align)(backbone, source, cfg.seed)
+            voice("aligned: " + ", ".join(f"{name} {value:.3g}" for name, value in reached.items()))
     module = TrainModule(
         backbone=backbone,
         adapters=adapters,

@@ -67,7 +67,7 @@ def train(job: Job) -> None:
         world_size=ranks.count,
         num_workers=schedule.num_workers,
     )
-    count = sum(w.numel() for w in module.weights.values())
+    count = sum(w.numel() for w in module.weights.values() if w.requires_grad)
     frozen = sum(w.numel() for w in module.backbone.parameters()) - count
     threads = _choose_threads(schedule, module, loader) if ranks.count == 1 else torch.get_num_threads()
     if ranks.is_first:

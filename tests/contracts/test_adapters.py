@@ -59,8 +59,8 @@ def test_every_weight_of_a_preset_gets_a_gradient(
     batch = Batch(["x", "y"], [0, 1], CAPTIONS, frames)
     Denoise(drop_text=0.0, drop_image=0.0)(model, batch, Rng(0, 0, [0, 1])).per_sample.sum().backward()
     # A level of 32 channels, as the tiny network has, is normed one channel at a time, which takes a shift out again.
-    unseen = "temporal_res_block.time_emb_proj"
-    weights = {n: w for n, w in trained.named_weights().items() if unseen not in n}
+    unseen = ("temporal_res_block.time_emb_proj", "steering.")
+    weights = {n: w for n, w in trained.named_weights().items() if w.requires_grad and not any(u in n for u in unseen)}
     dead = [n for n, w in weights.items() if w.grad is None or float(w.grad.abs().max()) < 1e-9]
     assert dead == []
     frozen = {id(w) for w in trained.named_weights().values()}
@@ -147,3 +147,16 @@ def test_a_bottleneck_behind_a_lora_layer_stays_there_when_that_is_folded(tiny_s
     tight.attach(other)
     with pytest.raises(UserError, match="the LoRA first"):
         LoRA(rank=2, alpha=2, targets=["*.to_out.0"]).attach(other)
+
+
+def test_a_bridge_steers_every_residual_block():
+    """On the shipped network: a level of the tiny ones is normed one channel at a time, which takes it out again."""
+    model = StableVideoDiffusion(path=config.shipped("svd"), text_path=config.shipped("clip"))
+    bridge = build("bridge")
+    bridge.attach(model)
+    image = torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    code = bridge.code(model.text(["a red circle moving left"]))
+    condition = {"tokens": torch.zeros(1, 1, model.conditioning_width), "image_latents": image, "code": code}
+    model.predict(torch.ones(1, 2, 4, 16, 16), torch.tensor([20.0]), condition).square().sum().backward()
+    assert len(bridge.steering) == len(model.modulated) > 20
+    assert [name for name, w in bridge.steering.items() if w.grad is None or float(w.grad.abs().max()) == 0] == []

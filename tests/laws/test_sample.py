@@ -23,7 +23,7 @@ def backbone(tiny_svd: Path, tiny_clip: Path) -> StableVideoDiffusion:
     """With adapters that have learnt something, however wild."""
     made = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
     torch.manual_seed(0)
-    Bridge(tokens=2, width=16, heads=2).attach(made)
+    Bridge(tokens=2, width=16, heads=2, code=8).attach(made)
     LoRA(rank=2, alpha=2, targets=["*.attn2.to_v", "*.attn1.to_*"], dropout=0.5).attach(made)
     for name, weight in [*made.unet.named_parameters(), *made.bridge.named_parameters()]:
         if "lora_B" in name or name == "out.weight":

@@ -29,7 +29,7 @@ SAMPLED: dict[str, Any] = {"num_inference_steps": 1, "num_frames": 2}
 def adapted(tiny_svd: Path, tiny_clip: Path) -> StableVideoDiffusion:
     backbone = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
     torch.manual_seed(0)
-    Bridge(tokens=1, width=16, heads=2).attach(backbone)
+    Bridge(tokens=1, width=16, heads=2, code=8).attach(backbone)
     torch.nn.init.normal_(backbone.bridge.out.weight)  # type: ignore[union-attr, arg-type]
     return backbone
 

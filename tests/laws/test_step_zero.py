@@ -27,7 +27,7 @@ def svd(path: Path, clip: Path) -> StableVideoDiffusion:
 
 
 def with_fresh_adapters(backbone: Any, tokens: int = 1) -> Any:
-    Bridge(tokens=tokens, width=16, heads=2).attach(backbone)
+    Bridge(tokens=tokens, width=16, heads=2, code=8).attach(backbone)
     LoRA(rank=4, alpha=8, targets=TEMPORAL).attach(backbone)
     Bottleneck(width=4, targets=BEHIND).attach(backbone)
     return backbone
@@ -73,7 +73,8 @@ def test_trained_adapters_do_change_the_frames(tiny_svd: Path, tiny_clip: Path, 
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
     adapted = VideoSampler(backbone=backbone).video(**how)
-    torch.nn.init.normal_(backbone.bridge.steering.weight)
+    for weight in backbone.bridge.steering.values():
+        torch.nn.init.normal_(weight)
     steered = VideoSampler(backbone=backbone).video(**how)
     assert not np.array_equal(before, bridged)
     assert not np.array_equal(bridged, steered)

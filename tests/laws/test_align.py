@@ -1,0 +1,115 @@
+"""Laws of alignment: codes of captions find the clips they describe, motion included; the seed decides them."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmtrain import config
+from mmtrain.adapter.bridge import Bridge, whitening
+from mmtrain.backbone.svd import text_tower
+from mmtrain.data.cache import encode_shards
+from mmtrain.data.shards import write_world
+from mmtrain.data.source import Source
+from mmtrain.data.stream import Row
+from mmtrain.errors import UserError
+from mmtrain.train.align import Align
+
+
+def pooled(frames: Tensor) -> dict[str, Tensor]:
+    """Small pictures in the place of a codec's latents."""
+    small = F.avg_pool2d(frames.flatten(0, 1), 4).unflatten(0, frames.shape[:2])
+    return {"latents": small, "latents_std": torch.zeros_like(small)}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    folder = tmp_path_factory.mktemp("align")
+    write_world(folder / "world", split="train", count=400, seed=0, two_objects=0.0)
+    source = Source(shards=str(folder / "world"), num_frames=4, stride=5)
+    encode_shards(source, folder / "cache", encode=pooled, encoder_id="pooled", batch_size=32)
+    return Source(shards=str(folder / "cache"))
+
+
+@pytest.fixture(scope="module")
+def shipped_clip() -> Path:
+    """It knows the world's words, of which the tiny untrained ones know but a few."""
+    return Path(config.shipped("clip"))
+
+
+def fresh(clip: Path) -> Any:
+    torch.manual_seed(0)
+    backbone = SimpleNamespace(
+        text=text_tower(str(clip), 0),
+        conditioning_width=128,
+        modulated={"down.time_emb_proj": 8},
+        draw_latents=lambda encoded, rng: encoded["latents"],
+    )
+    Bridge(tokens=1, width=32, heads=2, code=16).attach(backbone)
+    return backbone
+
+
+def likeness(source: Any, clip: Path) -> float:
+    """Cosine between codes of captions that differ in their direction alone, the mean over pairs."""
+    backbone = fresh(clip)
+    reached = Align(steps=150, batch_size=64, samples=400, lr=3e-3)(backbone, source, 0)
+    assert reached["recall@1"] > 0.2  # 0.016 by chance
+    assert not any(w.requires_grad for w in backbone.bridge.say.parameters())
+    said = [f"a red circle moving {way} on black" for way in ("left", "right", "up", "down")]
+    codes = F.normalize(backbone.bridge.code(backbone.text(said)), dim=-1)
+    return float((codes @ codes.T).triu(1).sum() / 6)
+
+
+def test_codes_tell_motions_apart_if_clips_show_them(clips: Source, shipped_clip: Path) -> None:
+    class Frozen:
+        kind = "encoded"
+        __len__ = clips.__len__
+
+        def row(self, *where: Any) -> Row:
+            row = clips.row(*where)
+            return replace(row, encoded={name: part[:1].expand_as(part) for name, part in row.encoded.items()})
+
+    assert likeness(clips, shipped_clip) < likeness(Frozen(), shipped_clip) - 0.1
+
+
+def test_the_seed_decides_the_codes(clips: Source, shipped_clip: Path) -> None:
+    made = []
+    for seed in (0, 0, 1):
+        backbone = fresh(shipped_clip)
+        torch.manual_seed(seed + len(made))  # a global generator is not read
+        Align(steps=3, batch_size=8, samples=50, lr=1e-3)(backbone, clips, seed)
+        made.append(backbone.bridge.say[0].weight.detach().clone())
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+def test_aligned_codes_change_no_output_of_a_fresh_bridge(clips: Source, shipped_clip: Path) -> None:
+    backbone = fresh(shipped_clip)
+    Align(steps=2, batch_size=8, samples=20, lr=1e-3)(backbone, clips, 0)
+    steered = backbone.bridge.steer(backbone.bridge.code(backbone.text(["a red circle"])))
+    assert {name: float(what.abs().max()) for name, what in steered.items()} == {"down.time_emb_proj": 0.0}
+
+
+def test_whitened_words_are_uncorrelated() -> None:
+    words = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) @ torch.randn(12, 12)
+    white = words @ whitening(words)
+    assert torch.allclose(white.T @ white / 500, torch.eye(12), atol=1e-3)
+
+
+@pytest.mark.parametrize("what", ["bridge", "cache", "frames"])
+def test_what_cannot_be_aligned_is_named(what: str, clips: Source, shipped_clip: Path) -> None:
+    backbone, source = fresh(shipped_clip), clips
+    if what == "bridge":
+        backbone.bridge = None
+    if what == "cache":
+        source = SimpleNamespace(kind="frames")  # type: ignore[assignment]
+    if what == "frames":
+        row = SimpleNamespace(encoded={"latents": torch.zeros(1, 4, 8, 8)}, caption="")
+        source = type("One", (), {"kind": "encoded", "row": lambda *_: row, "__len__": lambda _: 4})()
+    with pytest.raises(UserError, match={"bridge": "bridge", "cache": "cache", "frames": "single frames"}[what]):
+        Align(steps=1, batch_size=2, samples=2, lr=1e-3)(backbone, source, 0)
