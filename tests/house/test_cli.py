@@ -144,6 +144,7 @@ def test_train_calls_fit_once_and_leaves_no_folder_of_hydras(fitted: list[Any], 
 
 
 def test_train_sweeps_like_any_hydra_application(fitted: list[Any], tmp_path: Path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,0.5\n")  # what a sweeper is told of a run
     words = ["-m", "seed=1,2", "logger=local,wandb", "hydra/launcher=basic", "hydra.sweep.dir=swept"]
     assert cli.main(["train", TOY, *words]) == 0
     assert [(cfg.seed, "wandb" in cfg.logger) for cfg, _ in fitted] == [(1, False), (1, True), (2, False), (2, True)]
