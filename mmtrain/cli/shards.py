@@ -7,6 +7,8 @@ from typing import Any
 from mmtrain.cli.arguments import add_verb, pair, positive, share
 from mmtrain.cli.terminal import bar
 
+_COPIES = "where copies of shards behind a URL are kept, all of them (default data/remote)"
+
 
 def add(verbs: Any) -> None:
     text = "make, index, check and encode shards"
@@ -33,11 +35,13 @@ def add(verbs: Any) -> None:
     pack.add_argument("--max-bad-fraction", type=share, default=0.0, help="share that may fail to decode (default 0)")
     pack.add_argument("--workers", type=positive, default=1, help="processes that write shards (default 1)")
     index = add_verb(kinds, "index", _index, "read shards whole once, and keep what lies where beside them")
-    index.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
+    index.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, a pattern, or a URL")
+    index.add_argument("--copies", metavar="DIR", type=Path, default=Path("data/remote"), help=_COPIES)
     index.add_argument("--verify", action="store_true", help="read unchanged shards again too")
     index.add_argument("--workers", type=positive, default=1, help="processes that read shards (default 1)")
     check = add_verb(kinds, "check", _check, "read every sample and report what is wrong")
-    check.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, or a pattern")
+    check.add_argument("shards", metavar="SHARDS", help="a folder of tars, one tar, a pattern, or a URL")
+    check.add_argument("--copies", metavar="DIR", type=Path, default=Path("data/remote"), help=_COPIES)
     check.add_argument("--heldout", metavar="SHARDS", help="shards that none of these samples should be in")
     check.add_argument("--json", metavar="FILE", type=Path, help="write the report there too")
     text = "share of samples that training would refuse (default 0)"
@@ -78,11 +82,18 @@ def _pack(args: argparse.Namespace) -> None:
     print(packed.text())
 
 
+def _here(shards: str, copies: Path) -> str:
+    """Shards as they are, or copies of those behind a URL."""
+    from mmtrain.data.remote import fetched, is_remote
+
+    return fetched(shards, copies) if is_remote(shards) else shards
+
+
 def _index(args: argparse.Namespace) -> None:
     from mmtrain.data.index import Index
 
     with bar("bytes") as progress:
-        index = Index.of(args.shards, verify=args.verify, workers=args.workers, progress=progress)
+        index = Index.of(_here(args.shards, args.copies), verify=args.verify, workers=args.workers, progress=progress)
     print(f"{args.shards}: {len(index)} samples in {len(index.shards)} shards, fingerprint {index.fingerprint}")
 
 
@@ -91,9 +102,12 @@ def _check(args: argparse.Namespace) -> int:
 
     from mmtrain.data.check import check, readable
 
-    names = ("heldout", "max_bad_fraction", "max_duplicate_fraction", "max_leak_fraction", "workers")
+    names = ("max_bad_fraction", "max_duplicate_fraction", "max_leak_fraction", "workers")
     with bar("checked") as progress:
-        report = check(args.shards, **{name: vars(args)[name] for name in names}, progress=progress)
+        chosen = {name: vars(args)[name] for name in names}
+        heldout = args.heldout and _here(args.heldout, args.copies)
+        report = check(_here(args.shards, args.copies), heldout=heldout, **chosen, progress=progress)
+    report["path"] = args.shards
     print(readable(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -197,7 +197,7 @@ class _Folder:
     """Shards of one folder, from its sidecar where size and time still match, else read again and compared."""
 
     def __init__(self, folder: Path, paths: list[Path], *, whole: bool, verify: bool) -> None:
-        self.folder, self.known = folder, _load(folder, {path.name: path for path in paths})
+        self.folder, self.known = folder, load(folder, {path.name: path for path in paths})
         there = set(os.listdir(folder))  # noqa: PTH208  (names, not a thousand paths)
         self.gone = [name for name in self.known if name not in there]
         self.faults = [_gone(folder / name) for name in self.gone if whole]
@@ -291,7 +291,7 @@ def save(folder: Path, shards: dict[str, Shard]) -> None:
         staging.unlink(missing_ok=True)
 
 
-def _load(folder: Path, paths: dict[str, Path]) -> dict[str, Shard]:
+def load(folder: Path, paths: dict[str, Path]) -> dict[str, Shard]:
     """The sidecar's shards by file name; none if there is no sidecar that this version can read. ``paths`` are those
     of shards that are known already (to make a thousand takes longer than to read the rest)."""
     try:

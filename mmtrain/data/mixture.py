@@ -3,6 +3,8 @@
 import hashlib
 import json
 
+import numpy as np
+
 from mmtrain.data.decode import BadSample
 from mmtrain.data.order import BLOCK, MixedOrder, shares
 from mmtrain.data.source import Source
@@ -86,6 +88,15 @@ class Mixture(Stream):
             return source.row(i - base, seed, position, failed)
         finally:
             bad |= {base + number: why for number, why in failed.items()}
+
+    @property
+    def horizon(self) -> int:
+        pairs = zip(self.sources.values(), self.shares, strict=True)
+        return max(source.horizon * BLOCK // share for source, share in pairs)
+
+    def expect(self, samples: np.ndarray) -> None:
+        for base, source in zip(self.bases, self.sources.values(), strict=False):
+            source.expect(samples[(base <= samples) & (samples < base + len(source))] - base)
 
     def note(self, bad: dict[int, BadSample]) -> None:
         for i, why in bad.items():

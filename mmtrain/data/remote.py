@@ -1,10 +1,9 @@
-"""Shards behind URLs: copied whole into a local folder, by content, before they are indexed and read like any others.
+"""Shards behind URLs, copied by content into a local folder; what is done with the copies is `copies.py`.
 
-A copy that was broken off goes on where it stopped. What a copy holds is `index.py`; protocols are fsspec's. They run
-in a process of their own, because their event loops do not survive the forks that data workers are.
+A copy that was broken off goes on where it stopped. Protocols are fsspec's. They run in a process of their own, because
+their event loops do not survive the forks that data workers are.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,12 +11,15 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmtrain.data.index import expand
+from mmtrain.data.index import Index, expand, load
+from mmtrain.data.room import held, reserve
+from mmtrain.data.scan import Shard
 from mmtrain.errors import UserError
 
 WAITS = (0.2, 1.0, 4.0, 15.0)  # seconds before each new attempt
@@ -30,54 +32,101 @@ def is_remote(where: str) -> bool:
     return "://" in where
 
 
-def fetched(where: str, copies: Path) -> str:
-    """Local copies of the shards at a URL, as a pattern that `Index.of` takes, in the order of their names.
-
-    Each lies at ``copies/<beginning of its sha256>/<name>``; one whose size and tag on the server are as they were when
-    it was copied is used again.
+@dataclass(frozen=True)
+class Job:
+    """What is to be copied, and how; it travels as JSON.
 
     Args:
-        where: ``s3://``, ``gs://``, ``hf://`` or ``https://``; one shard, a pattern (``{000000..000011}``), or a
-            folder, which ends in a slash.
-        copies: local folder, made if need be.
+        where: URLs (``s3://``, ``gs://``, ``hf://``, ``https://``): shards, patterns (``{000000..000011}``), or
+            folders, which end in a slash.
+        copies: local folder, made if need be. A copy lies at ``copies/<beginning of its sha256>/<name>``.
+        limit: bytes of all copies there together, or None.
+        known: URL → sha256 that the shard must have.
+        keep: names of copies that are not removed for these.
+        patient: wait for room; else leave out what has none.
+        index_only: an index of the shard is enough, made where there is none.
+    """
+
+    where: Sequence[str]
+    copies: str
+    limit: int | None = None
+    known: Mapping[str, str] = field(default_factory=dict)
+    keep: Collection[str] = ()
+    patient: bool = True
+    index_only: bool = False
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A shard and where its copy lies, or will."""
+
+    url: str
+    place: str
+    sha256: str
+
+
+def fetched(where: str, copies: Path) -> str:
+    """Local copies of all shards at a URL, as a pattern that `Index.of` takes, in the order of their names.
+
+    One whose size and tag on the server are as they were when it was copied is used again.
 
     Raises:
         UserError: naming the URL, if it is not there or not allowed, what reads its protocol is not installed, or the
             copy fails again and again.
     """
-    plan = {"where": where, "copies": str(copies.absolute()), "waits": WAITS, "chunk": CHUNK}
-    words = [sys.executable, "-m", "mmtrain.data.remote"]
+    places = [
+        str(Path(copy.place).relative_to(copies.absolute())) for copy in run(Job([where], str(copies.absolute())))
+    ]
+    return f"{copies.absolute()}/{{{','.join(places)}}}"
+
+
+def run(job: Job) -> list[Copy]:
+    """The copies in the order of their names. Raises UserError as `fetched`."""
+    answer, _ = start(job, subprocess.PIPE).communicate()
+    try:
+        told = json.loads(answer)
+    except ValueError as why:
+        came, fix = "copying ended without an answer", "look at what was printed before"
+        raise UserError(", ".join(job.where), came, "local copies", fix) from why
+    if "fault" in told:
+        raise UserError(*told["fault"])
+    return [Copy(*row) for row in told["copies"]]
+
+
+def start(job: Job, answer: int) -> subprocess.Popen[str]:
+    """The process that copies; its answer goes where ``answer`` says (a constant of subprocess)."""
+    plan = {"job": asdict(job), "waits": WAITS, "chunk": CHUNK}
     root = str(Path(__file__).resolve().parents[2])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    done = subprocess.run(words, input=json.dumps(plan), stdout=subprocess.PIPE, text=True, env=env)
-    if done.returncode:
-        raise UserError(where, "copying ended without an answer", "local copies", "look at what was printed before")
-    answer = json.loads(done.stdout)
-    if "fault" in answer:
-        raise UserError(*answer["fault"])
-    return f"{copies.absolute()}/{{{','.join(answer['places'])}}}"
+    words = [sys.executable, "-m", "mmtrain.data.remote"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=answer, text=True, env=env)
+    assert process.stdin is not None
+    with process.stdin as plans:  # not an argument: a signed URL is nobody else's to see
+        json.dump(plan, plans)
+    process.stdin = None
+    return process
 
 
 def main() -> None:
-    """The process that copies: a plan as JSON comes in, places below ``copies`` or a fault go out."""
+    """The process that copies: a plan as JSON comes in, copies or a fault go out."""
     global WAITS, CHUNK
     plan = json.load(sys.stdin)
     WAITS, CHUNK = tuple(plan["waits"]), plan["chunk"]
-    copies = Path(plan["copies"])
     try:
-        answer = {"places": [str(path.relative_to(copies)) for path in copy_all(plan["where"], copies)]}
+        answer: dict[str, Any] = {"copies": [[c.url, c.place, c.sha256] for c in copy_all(Job(**plan["job"]))]}
     except UserError as why:
         answer = {"fault": [why.where, why.came, why.wanted, why.fix]}
     print(json.dumps(answer), flush=True)
     os._exit(0)
 
 
-def copy_all(where: str, copies: Path) -> list[Path]:
+def copy_all(job: Job) -> list[Copy]:
     """The copies, in this process."""
-    urls = [url for pattern in expand(where) for url in (_listed(pattern) if pattern.endswith("/") else [pattern])]
-    copies.mkdir(parents=True, exist_ok=True)
+    patterns = [pattern for where in job.where for pattern in expand(where)]
+    urls = [url for pattern in patterns for url in (_listed(pattern) if pattern.endswith("/") else [pattern])]
+    Path(job.copies).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(lambda url: _copy(url, copies), urls))
+        return [copy for copy in pool.map(lambda url: _copy(url, job), urls) if copy]
 
 
 def _listed(folder: str) -> list[str]:
@@ -88,29 +137,62 @@ def _listed(folder: str) -> list[str]:
     return [system.unstrip_protocol(name) for name in names]
 
 
-def _copy(url: str, copies: Path) -> Path:
-    name = re.sub(r"[^\w.-]", "_", url.split("?")[0].rsplit("/", 1)[-1])
+def _copy(url: str, job: Job) -> Copy | None:
+    """None where there is no room and the job does not wait for it."""
+    copies = Path(job.copies)
     word = hashlib.blake2b(url.encode(), digest_size=12).hexdigest()
     record = copies / f"{word}.json"
-    with open(copies / f"{word}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ranks and neighbouring runs copy a shard once
+    with held(copies, word, alone=True):  # ranks and neighbouring runs copy a shard once
         system, path = _open(url)
         tag = _tag(url, system, path)
-        if record.exists():
-            known = json.loads(record.read_text())
-            place = copies / known["sha256"][:16] / name
-            if known["tag"] == tag and place.exists() and place.stat().st_size == tag["size"]:
-                return place
+        known = json.loads(record.read_text()) if record.exists() else None
+        if known and known["tag"] == tag:
+            place = _place(copies, known["sha256"], url)
+            whole = place.exists() and place.stat().st_size == tag["size"]
+            if whole or (job.index_only and _indexed(place)):
+                return Copy(url, str(place), _expected(url, known["sha256"], job))
+        if job.limit is not None and tag["size"] > job.limit:
+            came, wanted = f"it has {tag['size']:,} bytes", f"shards within the limit of copies, {job.limit:,} bytes"
+            raise UserError(url, came, wanted, "raise dataset.max_copies_gb")
         version = hashlib.blake2b(json.dumps(tag).encode(), digest_size=4).hexdigest()
-        part = copies / f"{word}.{version}.part"  # of this very version: two halves of two shards are none
+        part = (
+            copies / f"{word}.{version}.{tag['size']}.part"
+        )  # of this very version: two halves of two shards are none
+        if not reserve(copies, part, tag["size"], limit=job.limit, keep=job.keep, patient=job.patient):
+            return None
         _download(url, system, path, tag["size"], part)
-        with open(part, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        place = copies / sha256[:16] / name
+        return _settled(url, tag, part, record, job)
+
+
+def _settled(url: str, tag: Mapping[str, Any], part: Path, record: Path, job: Job) -> Copy:
+    """Moves a whole part to where its content says, and has it indexed there if that is what it was copied for."""
+    with open(part, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    place = _place(Path(job.copies), sha256, url)
+    with held(Path(job.copies), place.parent.name, alone=True):
         place.parent.mkdir(exist_ok=True)
+        if before := _indexed(place):
+            os.utime(part, ns=(before.mtime_ns, before.mtime_ns))  # the same bytes: the index holds
         os.replace(part, place)
         record.write_text(json.dumps({"url": url, "tag": tag, "sha256": sha256}))
-        return place
+        if job.index_only:
+            Index.of(place)
+    return Copy(url, str(place), _expected(url, sha256, job))
+
+
+def _indexed(place: Path) -> Shard | None:
+    return load(place.parent, {place.name: place}).get(place.name)
+
+
+def _place(copies: Path, sha256: str, url: str) -> Path:
+    return copies / sha256[:16] / re.sub(r"[^\w.-]", "_", url.split("?")[0].rsplit("/", 1)[-1])
+
+
+def _expected(url: str, sha256: str, job: Job) -> str:
+    if (wanted := job.known.get(url, sha256)) != sha256:
+        fix = "put the shard back, or start a new run on what is there now"
+        raise UserError(url, f"changed since the run began (sha256 {sha256[:12]}…)", f"sha256 {wanted[:12]}…", fix)
+    return sha256
 
 
 def _tag(url: str, system: Any, path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from mmtrain.batch import Sample, to_unit
 from mmtrain.data.buckets import Buckets
+from mmtrain.data.copies import Copies
 from mmtrain.data.decode import MAX_FPS, BadSample, Look, captions_of, decode, decode_encoded
 from mmtrain.data.index import Index
 from mmtrain.data.order import BucketedOrder, Order
-from mmtrain.data.remote import fetched, is_remote
+from mmtrain.data.remote import is_remote
 from mmtrain.data.stream import Row, Stream
 from mmtrain.errors import UserError
 from mmtrain.rng import key
@@ -32,8 +33,8 @@ class Source(Stream):
     """Samples in tar shards.
 
     Args:
-        shards: a folder of tars, one tar, or a pattern (``data/{000000..000011}.tar``); or a URL of one, as `fetched`
-            takes it.
+        shards: a folder of tars, one tar, or a pattern (``data/{000000..000011}.tar``); or a URL of one, as
+            `remote.Job` takes it.
         num_frames: frames to take of each clip, or None for all; a still image has one.
         stride: every how many frames of a clip one is taken.
         fps: frames per second that clips are brought to before that, or None for their own.
@@ -45,6 +46,8 @@ class Source(Stream):
             and counted in ``bad``. One more stops the run.
         require_captions: refuse samples without a .txt.
         copies: where local copies of remote shards are kept.
+        max_copies_gb: gigabytes (10⁹ bytes) that they may take, at least a window's; null for as many as there are.
+        prefetch: windows of remote shards that are copied before they are needed.
 
     Raises:
         UserError: naming shard and member, for whatever is wrong with the shards' structure.
@@ -63,10 +66,14 @@ class Source(Stream):
         max_bad_fraction: float = 0.0,
         require_captions: bool = True,
         copies: str = "data/remote",
+        max_copies_gb: float | None = None,
+        prefetch: int = 1,
     ) -> None:
         for name, value in (("num_frames", num_frames), ("stride", stride), ("size", size), ("window", window)):
             if value is not None and value < 1:
                 raise UserError(f"data source, {name}", str(value), "at least 1", "give a positive number")
+        if prefetch < 0:
+            raise UserError("data source, prefetch", str(prefetch), "0 or more", "give a number of windows")
         if fps is not None and not 0 < fps <= MAX_FPS:
             raise UserError("data source, fps", str(fps), f"a rate above 0, at most {MAX_FPS:g}", "give such a rate")
         if buckets is not None and (num_frames is not None or size is not None):
@@ -80,7 +87,11 @@ class Source(Stream):
             buckets,
         )
         self.max_bad_fraction, self.require_captions = max_bad_fraction, require_captions
-        self.index = Index.of(fetched(shards, Path(copies)) if is_remote(shards) else shards)
+        self.copies: Copies | None = None
+        if is_remote(shards):
+            limit = None if max_copies_gb is None else round(max_copies_gb * 1e9)
+            self.copies = Copies(shards, Path(copies), limit=limit, window=window, prefetch=prefetch)
+        self.index = self.copies.index if self.copies else Index.of(shards)
         self._kind = self.index.media(require_captions=require_captions)
         self._replaced: dict[int, BadSample] = {}
         self._bucket_of = np.zeros(len(self.index), np.int64)
@@ -125,7 +136,7 @@ class Source(Stream):
     def raw(self, i: int) -> dict[str, bytes]:
         """Sample i's members by suffix, checked against their checksums. Raises UserError."""
         with self._named(i):
-            return read_members(self.index, i)
+            return self._members(i)
 
     def sample(self, i: int, draw: float = 0.5) -> Sample:
         """Sample i decoded; ``draw`` in [0, 1) chooses the window of frames (the middle one, if not told).
@@ -138,7 +149,7 @@ class Source(Stream):
                 f"data source {self.shards}", "encoder outputs", "pixels", "read them with source.encoded(i)"
             )
         with self._named(i):
-            return decode(self.keys[i], read_members(self.index, i), self.look_at(i), draw)
+            return decode(self.keys[i], self._members(i), self.look_at(i), draw)
 
     def look_at(self, i: int) -> Look:
         """What is kept of sample i's frames."""
@@ -154,7 +165,19 @@ class Source(Stream):
                 f"data source {self.shards}", "pixels", "encoder outputs", "read them with source.sample(i)"
             )
         with self._named(i):
-            return decode_encoded(read_members(self.index, i))
+            return decode_encoded(self._members(i))
+
+    def _members(self, i: int) -> dict[str, bytes]:
+        with self.copies.held(self.index.locate(i)[0]) if self.copies else nullcontext():
+            return read_members(self.index, i)
+
+    @property
+    def horizon(self) -> int:
+        return self.copies.horizon if self.copies else 0
+
+    def expect(self, samples: np.ndarray) -> None:
+        if self.copies:
+            self.copies.expect(samples)
 
     @contextmanager
     def _named(self, i: int) -> Iterator[None]:
@@ -200,7 +223,7 @@ class Source(Stream):
 
     def _row(self, i: int, seed: int, position: int) -> Row:
         """What is chosen at random is keyed by (seed, position)."""
-        name, members = self.keys[i], read_members(self.index, i)
+        name, members = self.keys[i], self._members(i)
         if self.kind == "encoded":
             stored = decode_encoded(members)
             encoded = {n: t.float() if t.is_floating_point() else t for n, t in stored.items()}

@@ -6,10 +6,12 @@ What the samples are, this file does not know: that is `source.py` and `mixture.
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -85,6 +87,14 @@ class Stream(ABC):
             UserError: if there is none that decodes, or the bytes cannot be read.
         """
 
+    @property
+    def horizon(self) -> int:
+        """Samples to come that `expect` is told of; 0 where all that is needed is there."""
+        return 0
+
+    def expect(self, samples: np.ndarray) -> None:  # noqa: B027  (most streams have all that they need)
+        """Told before each batch of the samples to come, int64 in their order, so that they are fetched meanwhile."""
+
     @abstractmethod
     def note(self, bad: dict[int, BadSample]) -> None:
         """Counts samples that did not decode. Raises UserError once they are more than the stated share."""
@@ -119,7 +129,7 @@ class Stream(ABC):
         return _Loader(
             _Batches(self, seed),
             batch_size=None,  # the sampler names whole batches, so collating stays ours
-            sampler=_Plan(self.order(seed, batch_size), batch_size, steps, consumed, rank, world_size),
+            sampler=_Plan(self, self.order(seed, batch_size), batch_size, steps, consumed, rank, world_size),
             num_workers=num_workers,
             timeout=timeout if num_workers else 0,
         )
@@ -139,8 +149,16 @@ class _Plan(Sampler[list[tuple[int, int]]]):
     """Batch after batch, the (position, sample) pairs of one rank."""
 
     def __init__(
-        self, order: Positions, batch_size: int, steps: int, consumed: int, rank: int, world_size: int
+        self,
+        stream: Stream,
+        order: Positions,
+        batch_size: int,
+        steps: int,
+        consumed: int,
+        rank: int,
+        world_size: int,
     ) -> None:
+        self.stream = stream
         self.order, self.batch_size, self.steps, self.consumed = order, batch_size, steps, consumed
         self.share = batch_size // world_size
         self.rank = rank
@@ -149,9 +167,21 @@ class _Plan(Sampler[list[tuple[int, int]]]):
         return self.steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        coming: deque[int] = deque()  # samples of the whole batches from this one on
         for batch in range(self.consumed, self.steps):
+            self._look_ahead(batch * self.batch_size, coming)
             first = batch * self.batch_size + self.rank * self.share
             yield [(p, self.order[p]) for p in range(first, first + self.share)]
+
+    def _look_ahead(self, first: int, coming: "deque[int]") -> None:
+        """Brings ``coming`` to the samples from position ``first`` on, and tells the stream of them."""
+        if not self.stream.horizon:
+            return
+        for _ in range(min(self.batch_size, len(coming))):
+            coming.popleft()
+        end = min(first + self.stream.horizon, self.steps * self.batch_size)
+        coming.extend(self.order[p] for p in range(first + len(coming), end))
+        self.stream.expect(np.array(coming, np.int64))
 
 
 class _Batches(Dataset[_Parcel]):

@@ -26,7 +26,7 @@ from mmtrain.run.files import write_json
 
 NOT_IDENTITY = frozenset(
     {
-        *("folder", "copies", "logger", "tags", "preview", "heldout", "progress"),
+        *("folder", "copies", "max_copies_gb", "prefetch", "logger", "tags", "preview", "heldout", "progress"),
         *("accelerator", "device", "devices", "num_nodes", "strategy", "num_workers", "threads", "rank_timeout"),
         *("log_every", "checkpoint_every", "keep", "best"),
     }

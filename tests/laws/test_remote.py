@@ -1,10 +1,8 @@
 """Laws of remote shards: copies equal the originals, come once, go on where they broke off; failures name the URL."""
 
-import http.server
 import json
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,70 +10,13 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from mmtrain import cli
 from mmtrain.data import remote
+from mmtrain.data.remote import Job
 from mmtrain.data.shards import write_world
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Files below a folder, with ranges; it can fail, cut answers short, or know no ranges."""
-
-    folder: Path
-    failures = 0  # answers that are 503 before one is good
-    cuts = 0  # answers to come that end before their time
-    ranges = True
-    sent = 0  # bytes of shards
-    url = ""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(head=True)
-
-    def do_GET(self) -> None:
-        self.answer(head=False)
-
-    def answer(self, head: bool) -> None:
-        path = self.server.folder / self.path.strip("/")
-        if self.server.failures > 0 and not head:
-            self.server.failures -= 1
-            self.reply(503, b"")
-        elif path.is_dir():
-            links = "".join(f'<a href="{p.name}">{p.name}</a>' for p in sorted(path.iterdir()))
-            self.reply(200, links.encode(), head)
-        elif not path.is_file():
-            self.reply(404, b"", head)
-        else:
-            self.file(path, head)
-
-    def file(self, path: Path, head: bool) -> None:
-        data, headers = path.read_bytes(), {"ETag": f'"{path.stat().st_mtime_ns}"', "Accept-Ranges": "bytes"}
-        if (asked := self.headers.get("Range")) and self.server.ranges and not head:
-            first, last = asked.removeprefix("bytes=").split("-")
-            part = data[int(first) : int(last) + 1]
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-            self.reply(206, part, head, headers)
-        else:
-            self.reply(200, data, head, headers)
-
-    def reply(self, code: int, data: bytes, head: bool = False, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if not head:
-            if headers and self.server.cuts > 0:
-                self.server.cuts -= 1
-                data, self.close_connection = data[: len(data) // 2], True
-            self.server.sent += len(data) if headers else 0
-            self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+from tests.laws.http_server import Server, serving
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +28,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(remote, "WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setattr(remote, "CHUNK", 20_000)
-    with Server(("127.0.0.1", 0), Handler) as running:
-        running.folder, running.url = world, f"http://127.0.0.1:{running.server_address[1]}"
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+    with serving(world) as running:
         yield running
-        running.shutdown()
 
 
 def keys(source: Source) -> list[list[str]]:
@@ -117,6 +55,24 @@ def test_remote_shards_are_the_local_ones_and_come_once(
     assert server.sent == before
 
 
+def test_the_verbs_index_and_check_what_is_behind_a_url(
+    server: Server, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site").mkdir()
+    whole = (world / "000000.tar").read_bytes()
+    (tmp_path / "site" / "0.tar").write_bytes(whole)
+    (tmp_path / "site" / "1.tar").write_bytes(whole[:-9000])
+    server.folder, copies = tmp_path / "site", ["--copies", str(tmp_path / "c")]
+    assert cli.main(["shards", "index", f"{server.url}/0.tar", *copies]) == 0
+    fingerprint = opened(str(tmp_path / "site" / "0.tar"), tmp_path).fingerprint
+    assert f"/0.tar: 4 samples in 1 shards, fingerprint {fingerprint}" in capsys.readouterr().out
+    report = tmp_path / "report.json"
+    assert cli.main(["shards", "check", f"{server.url}/", *copies, "--json", str(report)]) == 1
+    found = json.loads(report.read_text())
+    assert (found["path"], found["shards"], found["samples"]) == (f"{server.url}/", 1, 4)
+    assert "1.tar" in found["faults"][0]
+
+
 def test_a_server_that_fails_or_cuts_is_asked_again(server: Server, world: Path, tmp_path: Path) -> None:
     server.failures, server.cuts = 2, 1
     assert (
@@ -137,7 +93,7 @@ def test_a_copy_that_broke_off_goes_on_where_it_stopped(server: Server, world: P
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(remote, "_patiently", breaking)
-        remote.copy_all(f"{server.url}/000000.tar", tmp_path)
+        remote.copy_all(Job([f"{server.url}/000000.tar"], str(tmp_path)))
     assert 0 < server.sent < size
     opened(f"{server.url}/000000.tar", tmp_path)
     assert server.sent == size  # no byte came twice
