@@ -17,6 +17,8 @@ from mmtrain.data.cache import encode_shards
 from mmtrain.data.shards import write_world
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
+from mmtrain.objective.denoise import Denoise
+from mmtrain.rng import Rng
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,6 +88,26 @@ def test_float32_is_kept_exactly(source: Source, tmp_path: Path) -> None:
     batch = next(iter(stored.loader(seed=4, batch_size=5, steps=1)))
     assert pixels.frames is not None
     assert torch.equal(batch.encoded["latents"], encode(pixels.frames)["latents"])
+
+
+def test_denoising_from_the_cache_gives_the_losses_of_the_pixels(
+    world: Path, tiny_svd: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    """With the same noise. Four frames span a clip: of a longer one, pixels give any part."""
+    pixels = Source(shards=str(world), num_frames=4, stride=5, size=32)
+    backbone = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
+    how = {"encoder_id": backbone.encoder_id, "dtype": torch.float32}
+    stored = Source(shards=str(cached(pixels, tmp_path / "c", backbone.encode, **how)))
+    losses = [
+        [
+            Denoise()(backbone, batch, Rng(0, step, batch.positions)).per_sample.detach()
+            for step, batch in enumerate(got)
+        ]
+        for got in (s.loader(seed=4, batch_size=5, steps=2) for s in (pixels, stored))
+    ]
+    assert not torch.allclose(losses[0][0], losses[0][1], rtol=1e-2), "every batch has one loss"
+    for direct, from_cache in zip(*losses, strict=True):
+        torch.testing.assert_close(from_cache, direct, rtol=1e-5, atol=1e-6)
 
 
 def test_captions_and_facts_are_carried_over(source: Source, cache: Path) -> None:
