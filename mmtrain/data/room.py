@@ -53,8 +53,9 @@ def reserve(
 
 def _make_room(copies: Path, limit: int, keep: Collection[str]) -> bool:
     """Whether all copies take at most ``limit`` bytes, after removing what may go."""
-    found = [(path, path.parent.name, path.stat().st_size) for path in copies.glob("*/*.tar")]
-    found += [(path, path.name.split(".")[0], int(path.name.split(".")[-2])) for path in copies.glob("*.part")]
+    found = [(path, path.name.split(".")[0], int(path.name.split(".")[-2])) for path in copies.glob("*.part")]
+    # after the parts, so that one that becomes whole meanwhile is counted twice rather than never
+    found += [(path, path.parent.name, path.stat().st_size) for path in copies.glob("*/*.tar")]
     found.sort(key=lambda row: _last_held(copies, row[1]))
     excess = sum(size for *_, size in found) - limit
     for path, name, size in found:
