@@ -8,7 +8,8 @@ import torch
 
 from mmtrain import config
 from mmtrain.adapter.bottleneck import Bottleneck
-from mmtrain.adapter.lora import LoRA, merged
+from mmtrain.adapter.injected import merged
+from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.batch import Batch

@@ -48,7 +48,12 @@ def test_every_dependency_is_pinned():
 
 
 FOLDER = ["dataset.folder=photographs"]
-ASKED = {"brand_style": FOLDER, "align_adapter": FOLDER, "align_fewshot": FOLDER}
+ASKED = {
+    "brand_style": FOLDER,
+    "align_adapter": FOLDER,
+    "align_fewshot": FOLDER,
+    "dreambooth": ["dataset.sources.own.folder=photographs", "dataset.sources.kind.folder=pictures"],
+}
 """What a recipe leaves to its user."""
 
 
@@ -124,4 +129,4 @@ def test_make_lists_its_targets():
         pytest.skip("no make on this machine")
     done = subprocess.run(["make", "-s", "-C", ROOT], capture_output=True, text=True)
     listed = {line.split("\t")[0] for line in done.stdout.splitlines()}
-    assert listed >= {"demo", "test", "lint", "backbones", "bench", "clean"}
+    assert listed >= {"demo", "test", "lint", "backbones", "bench-step", "clean"}
