@@ -109,7 +109,8 @@ class TextTower(nn.Module):
         ids, mask = tokenize(self.tokenizer, [caption], self.model.device)
         out = self.model(input_ids=ids, output_hidden_states=True)
         words = self.model.get_input_embeddings()(ids)
-        tokens = out.last_hidden_state if self.layer == -1 else words if self.layer == 0 else out.hidden_states[self.layer]
+        by_layer = (words, *out.hidden_states[1:], out.last_hidden_state)  # −1: after the final norm
+        tokens = by_layer[self.layer]
         return tokens[0], mask[0], out.text_embeds[0], words[0]
 
 
