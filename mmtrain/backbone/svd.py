@@ -233,6 +233,8 @@ class StableVideoDiffusion(nn.Module):
         shape = (channels, height // unit, width // unit)
         condition = {"tokens": torch.empty(batch, tokens, self.conditioning_width, device=where)}
         condition |= {"image_latents": torch.empty(batch, *shape, device=where)}
+        if self.bridge is not None:
+            condition["code"] = torch.empty(batch, self.bridge.code_width, device=where)
         return torch.empty(batch, frames, *shape, device=where), torch.ones(batch, device=where), condition
 
     def pipeline(self) -> StableVideoDiffusionPipeline:

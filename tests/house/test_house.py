@@ -48,12 +48,7 @@ def test_every_dependency_is_pinned():
 
 
 FOLDER = ["dataset.folder=photographs"]
-ASKED = {
-    "brand_style": FOLDER,
-    "align_adapter": FOLDER,
-    "align_fewshot": FOLDER,
-    "dreambooth": ["dataset.sources.own.folder=photographs", "dataset.sources.kind.folder=pictures"],
-}
+ASKED = {"brand_style": FOLDER, "align_adapter": FOLDER, "align_fewshot": FOLDER}
 """What a recipe leaves to its user."""
 
 

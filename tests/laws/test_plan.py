@@ -93,7 +93,7 @@ def test_a_step_of_stable_diffusion_costs_what_it_does_elsewhere():
 
 def test_what_does_not_fit_is_said_with_the_settings_that_would(tiny_svd: Path):
     words = ["dataset.shards=nowhere", "dataset.num_frames=3", "dataset.size=64", f"backbone.path={tiny_svd}"]
-    cfg = recipe("svd_motion_lora", *words)
+    cfg = recipe("sd_lora", "backbone=svd", "backbone.text_path=null", "adapters.style.targets=temporal", *words)
     made = planning.plan(cfg)
     backbone, _ = planning.outline(cfg)
     held = made.phases["step"] - planning.step(backbone, made.settings).peak
@@ -114,13 +114,13 @@ def test_what_does_not_fit_is_said_with_the_settings_that_would(tiny_svd: Path):
 
 FAULTS = {
     "sd_lora dataset.size=62": "multiples of",
-    "wan_lora dataset.num_frames=8": "one more than a multiple of 2",
-    "wan_lora backbone.num_frames=8": "one more than a multiple of 2",
+    "sd_lora backbone=wan_fresh dataset.num_frames=8": "one more than a multiple of 2",
+    "sd_lora backbone=wan_fresh backbone.num_frames=8": "one more than a multiple of 2",
     "sd_lora adapters.style.alpha=0": "alpha > 0",
     "sd_lora adapters.style.targets=[*.nowhere]": "matches no layer",
     "sd_lora adapters.style.targets=temporal": "one of attention",
     "sd_lora optim.lr=0": "positive learning rate",
-    "animatediff_motion dataset.num_frames=40": "1 to 16",
+    "sd_lora backbone=animatediff_fresh dataset.num_frames=40": "1 to 16",
 }
 
 
@@ -132,12 +132,12 @@ def test_what_a_model_cannot_take_is_said_by_check(words: str, capsys: pytest.Ca
 
 
 def test_check_prints_the_plan(capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["check", "prior", "dataset.shards=nowhere", "--device", "4090"]) == 0
+    assert cli.main(["check", "sd_lora", "backbone=prior_fresh", "dataset.shards=nowhere", "--device", "4090"]) == 0
     said = capsys.readouterr().out
-    assert "prior: no fault found" in said
+    assert "sd_lora: no fault found" in said
     for word in ("weights: ", "step: ", "TFLOP a step; on NVIDIA RTX 4090", "epochs: not known", "disk: checkpoints"):
         assert word in said
-    assert cli.main(["check", "prior", "dataset.shards=nowhere", "--device", "pocket"]) == 2
+    assert cli.main(["check", "sd_lora", "backbone=prior_fresh", "dataset.shards=nowhere", "--device", "pocket"]) == 2
     assert cli.main(["check", "sd_lora", "dataset.shards=nowhere", "backbone.path=some/thing"]) == 0
     assert "no plan: backbone some/thing: no facts about it here" in capsys.readouterr().out
 
@@ -149,9 +149,11 @@ def test_this_machine_is_a_device():
 
 
 def test_every_family_of_the_menu_is_outlined(tiny_clip: Path):
-    """A plan of each recipe that trains a denoiser, with no data and no weights."""
-    for name in ("sdxl_lora", "animatediff_motion", "wan_lora", "svd_text_bridge"):
-        made = planning.plan(recipe(name, "dataset.shards=nowhere"))
+    """LoRA on each denoiser, and motion modules, with no data and no weights."""
+    motion = "adapter@adapters.style=motion_modules"
+    lora = [["sd_lora", f"backbone={name}_fresh"] for name in ("sdxl", "animatediff", "wan", "prior")]
+    for name, *changes in [*lora, [*lora[1], motion], ["svd_text_bridge"]]:
+        made = planning.plan(recipe(name, "dataset.shards=nowhere", *changes))
         assert made.flops > 0
         assert made.phases["step"] > made.phases["load"]
         OmegaConf.create(planning.plain(made))  # plain values
