@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint backbones bench-step bench-align bench-data resume-proof watermark-proof clean
+.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof watermark-proof families-proof clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,8 +35,8 @@ lint: $(STAMP) ## ruff, mypy and the rule that imports go down only
 backbones: $(STAMP) ## train the shipped tiny backbones again (three hours on one core; recipes/LOG.md)
 	@bash recipes/backbones.sh $(VENV)/bin/mmtrain
 
-bench-step: $(STAMP) ## what a training step costs over a bare loop of the same maths; PEER=<script> for another's beside it
-	@$(PY) benchmarks/step.py $(if $(PEER),--peer $(PEER))
+bench: $(STAMP) ## what Lightning and our code cost over a bare loop of the same maths
+	@$(PY) benchmarks/step.py
 
 bench-data: $(STAMP) ## samples per second beside webdataset, over the same samples in the same run
 	@$(PY) benchmarks/data.py
@@ -50,6 +50,9 @@ resume-proof: $(STAMP) ## 25 kills a run, 300 damaged runs, 50 steps on two rank
 
 watermark-proof: $(STAMP) ## the watermark through eight attacks at 512 pixels, and 10,000 clean frames
 	@WATERMARK_PROOF=full $(PY) -m pytest -s tests/laws/test_watermark.py
+
+families-proof: $(STAMP) ## each family trained, exported and sampled from the command line
+	@FAMILIES_PROOF=full $(PY) -m pytest -s tests/laws/test_families.py
 
 clean: ## remove builds and caches; never runs, exports, samples or data
 	@rm -rf build dist

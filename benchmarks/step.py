@@ -1,21 +1,13 @@
-"""What a LoRA step on the shipped Stable Diffusion costs: a bare loop of the same maths, mmtrain, and another's script.
+"""What Lightning and our module cost over a bare loop: one SVD adapter step on cached latents, in alternate rounds.
 
-    make bench-step [PEER=<folder of diffusers>/examples/text_to_image/train_text_to_image_lora.py]
+    make bench
 
-Prints seconds a step (min – median – max over alternating rounds) and the ratio of medians to the bare loop on cached
-latents. All train the same weights of the same network on the same pictures with the same optimizer; none logs, saves
-or decodes a file. The peer runs as it is, in a process of its own, and its seconds are those of its steps alone: the
-time of a long run less that of a short one.
+Prints seconds per step (min – median – max over rounds) and the ratio of the medians. Both loops train the same weights
+of the same shipped tiny backbone on the same batches with the same optimizer; neither decodes, logs or saves.
 """
 
-import argparse
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,16 +16,24 @@ from rich.console import Console
 from rich.table import Table
 
 from mmtrain import artifact, config
-from mmtrain.batch import Batch, to_unit
-from mmtrain.data.shards import write_world
-from mmtrain.data.source import Source
+from mmtrain.batch import Batch
 from mmtrain.threads import keep_pages
 from mmtrain.train.module import TrainModule
 
-ROUNDS, STEPS, SIZE = 5, 6, 8
-PEER_STEPS = (2, 10)
+ROUNDS, STEPS, SIZE = 5, 6, 4
 
-Loop = Callable[[TrainModule, list[Batch]], None]
+
+def batches() -> list[Batch]:
+    draw = torch.Generator().manual_seed(0)
+    encoded = {
+        "latents": torch.randn(SIZE, 16, 8, 8, 8, generator=draw),
+        "latents_std": torch.rand(SIZE, 16, 8, 8, 8, generator=draw) * 0.01,
+        "image_latents": torch.randn(SIZE, 8, 8, 8, generator=draw),
+        "image_embeds": torch.randn(SIZE, 128, generator=draw),
+        "video_embeds": torch.randn(SIZE, 128, generator=draw),
+    }
+    keys = [str(i) for i in range(SIZE)]
+    return [Batch(keys, list(range(SIZE)), ["a red circle moving left"] * SIZE, None, encoded) for _ in range(STEPS)]
 
 
 def bare(module: TrainModule, data: list[Batch]) -> None:
@@ -47,85 +47,36 @@ def bare(module: TrainModule, data: list[Batch]) -> None:
 
 def lightning(module: TrainModule, data: list[Batch]) -> None:
     quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    trainer = pl.Trainer(max_steps=len(data), accelerator="cpu", devices=1, enable_model_summary=False, **quiet)
+    trainer = pl.Trainer(
+        max_steps=len(data), accelerator="cpu", devices=1, gradient_clip_val=1.0, enable_model_summary=False, **quiet
+    )
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))  # type: ignore[arg-type]
 
 
-def pictures(room: Path) -> tuple[list[Batch], Path]:
-    """Batches of the world's first frames, and a folder of the same pictures for the peer."""
-    source = Source(shards=str(write_world(room / "shards", count=SIZE * STEPS, seed=0)), num_frames=1)
-    folder = room / "pictures"
-    folder.mkdir()
-    samples, rows = [source.sample(i) for i in range(SIZE * STEPS)], ["file_name,text"]
-    from PIL import Image
-
-    for i, sample in enumerate(samples):
-        Image.fromarray(sample.frames[0]).save(folder / f"{i:04d}.png")
-        rows.append(f'{i:04d}.png,"{sample.captions[0]}"')
-    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
-    batches = []
-    for first in range(0, len(samples), SIZE):
-        some = samples[first : first + SIZE]
-        frames = torch.stack([to_unit(s.frames.copy()) for s in some])
-        places = list(range(first, first + SIZE))
-        batches.append(Batch([s.key for s in some], places, [s.captions[0] for s in some], frames))
-    return batches, folder
-
-
-def peer(script: Path, folder: Path, steps: int) -> float:
-    """Seconds that the peer's script takes for some steps, from its start to its end."""
-    words = [sys.executable, str(script), "--pretrained_model_name_or_path", config.shipped("sd")]
-    words += ["--train_data_dir", str(folder), "--resolution", "64", "--train_batch_size", str(SIZE)]
-    words += ["--max_train_steps", str(steps), "--rank", "8", "--lr_scheduler", "constant", "--seed", "0"]
-    words += ["--output_dir", str(folder.parent / "peer"), "--report_to", "tensorboard"]
-    start = time.perf_counter()
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"the peer's script did not run: {done.stderr.strip().splitlines()[-1]}")
-    return time.perf_counter() - start
-
-
-def table(seconds: dict[str, list[float]]) -> Table:
-    shown = Table("loop", "s/step min – median – max", "ratio", title=f"LoRA step on Stable Diffusion, batch {SIZE}")
-    base = statistics.median(seconds["bare loop, cached"])
-    for name, times in seconds.items():
-        middle = statistics.median(times)
-        shown.add_row(name, f"{min(times):.3f} – {middle:.3f} – {max(times):.3f}", f"{middle / base:.3f}")
-    return shown
-
-
-def main(script: Path | None) -> None:
+def main() -> None:
     keep_pages()
     torch.set_num_threads(1)
-    cfg = config.compose("sd_lora", ["dataset.shards=nowhere"])
+    cfg = config.compose("svd_text_bridge")
     backbone, adapters = artifact.assemble(cfg)
-    how: dict[str, Any] = {"objective": config.build(cfg.objective), "optim": config.build(cfg.optim), "seed": 0}
-    module = TrainModule(backbone=backbone, adapters=adapters, steps=10**6, **how)
-    with tempfile.TemporaryDirectory() as room:
-        pixels, folder = pictures(Path(room))
-        cached = [Batch(b.keys, b.positions, b.captions, None, backbone.encode(b.frames)) for b in pixels]
-        loops: dict[str, tuple[Loop, list[Batch]]] = {
-            "bare loop, cached": (bare, cached),
-            "mmtrain, cached": (lightning, cached),
-            "mmtrain, from pixels": (lightning, pixels),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in loops}
-        for loop, data in loops.values():
-            loop(module, data[:2])  # warm
-        for _ in range(ROUNDS):
-            for name, (loop, data) in loops.items():
-                start = time.perf_counter()
-                loop(module, data)
-                seconds[name].append((time.perf_counter() - start) / len(data))
-            if script is not None:
-                short, long = (peer(script, folder, steps) for steps in PEER_STEPS)
-                seconds.setdefault(script.name, []).append((long - short) / (PEER_STEPS[1] - PEER_STEPS[0]))
-    Console().print(table(seconds))
-    if script is None:
-        Console().print("no peer: give its script with PEER=<path> (it needs accelerate, datasets and torchvision)")
+    objective, optim = config.build(cfg.objective), config.build(cfg.optim)
+    module = TrainModule(
+        backbone=backbone, adapters=adapters, objective=objective, optim=optim, seed=0, steps=ROUNDS * STEPS * 2
+    )
+    seconds: dict[str, list[float]] = {"bare loop": [], "mmtrain": []}
+    for loop in (bare, lightning):
+        loop(module, batches()[:2])  # warm
+    for _ in range(ROUNDS):
+        for name, loop in (("bare loop", bare), ("mmtrain", lightning)):
+            data, start = batches(), time.perf_counter()
+            loop(module, data)
+            seconds[name].append((time.perf_counter() - start) / STEPS)
+    table = Table("loop", "s/step min – median – max", "ratio", title="SVD adapter step, cached latents, batch 4")
+    base = statistics.median(seconds["bare loop"])
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        table.add_row(name, f"{min(times):.3f} – {middle:.3f} – {max(times):.3f}", f"{middle / base:.3f}")
+    Console().print(table)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", type=Path, help="diffusers' train_text_to_image_lora.py")
-    main(parser.parse_args().peer)
+    main()
