@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof watermark-proof clean
+.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof watermark-proof families-proof clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,6 +50,9 @@ resume-proof: $(STAMP) ## 25 kills a run, 300 damaged runs, 50 steps on two rank
 
 watermark-proof: $(STAMP) ## the watermark through eight attacks at 512 pixels, and 10,000 clean frames
 	@WATERMARK_PROOF=full $(PY) -m pytest -s tests/laws/test_watermark.py
+
+families-proof: $(STAMP) ## each family trained, exported and sampled from the command line
+	@FAMILIES_PROOF=full $(PY) -m pytest -s tests/laws/test_families.py
 
 clean: ## remove builds and caches; never runs, exports, samples or data
 	@rm -rf build dist

@@ -8,6 +8,7 @@ nothing in it can run code: it names targets of the menu only, and no text in it
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,16 @@ from torch import Tensor
 
 from mmtrain import config
 from mmtrain.adapter.full import Full
-from mmtrain.backbone.sd import StableDiffusion
-from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.weights import digest, is_hub_id
 from mmtrain.config.recipe import CONF
+from mmtrain.config.target import parameters
 from mmtrain.errors import UserError
 from mmtrain.run import Run, write_json
 from mmtrain.run.checkpoints import newest
 
 VERSION = 1
 WEIGHTS, FACTS = "adapter.safetensors", "artifact.json"
-FAMILIES = {"StableVideoDiffusionPipeline": StableVideoDiffusion, "StableDiffusionPipeline": StableDiffusion}
-PATHS = frozenset({"path", "text_path", "codec", "clip"})
+PATHS = frozenset({"path", "text_path", "codec", "clip", "motion_path", "base_path", "teacher"})
 """Keys of a backbone's config that name folders."""
 
 
@@ -42,10 +41,11 @@ def assemble(cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
     """Backbone with its adapters attached, as a config names them; fresh weights come from the config's seed."""
     torch.manual_seed(cfg.seed)
     backbone = config.build(cfg.backbone)
-    return backbone, _attached(backbone, cfg.adapters)
+    return backbone, attached(backbone, cfg.adapters)
 
 
-def _attached(backbone: Any, nodes: DictConfig) -> dict[str, Any]:
+def attached(backbone: Any, nodes: DictConfig) -> dict[str, Any]:
+    """The adapters that a config names, put in place in its order."""
     adapters = {str(name): config.build(node) for name, node in nodes.items()}
     for adapter in adapters.values():
         adapter.attach(backbone)
@@ -186,7 +186,7 @@ def load(folder: Path | str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     parts = config.checked_parts({"adapters": local(facts["adapters"])}, allow=_menu("adapter"))
     backbone = base(folder)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and filled below
-        adapters = _attached(backbone, parts.adapters)
+        adapters = attached(backbone, parts.adapters)
     fill(adapters, weights)
     return backbone, adapters, facts
 
@@ -255,12 +255,21 @@ def opened(where: str, *, text_path: str | None = None) -> tuple[Any, dict[str, 
     if (folder / FACTS).is_file():
         backbone, _, facts = load(folder)
         return backbone, facts
-    name = _pipeline_class(where)
-    if name not in FAMILIES:
-        raise UserError(where, f"a {name}", f"one of {', '.join(FAMILIES)}", "name another folder")
-    more = {"text_path": text_path} if name == "StableVideoDiffusionPipeline" else {}
-    backbone = FAMILIES[name](path=where, **more)
+    name, families = _pipeline_class(where), _families()
+    if name not in families:
+        raise UserError(where, f"a {name}", f"one of {', '.join(families)}", "name another folder")
+    more = {} if text_path is None else {"text_path": text_path}
+    takes, _ = parameters(families[name])
+    if not more.keys() <= takes.keys():
+        raise UserError(where, f"a {name}, which reads prompts itself", "no text tower beside it", "leave --text out")
+    backbone = families[name](path=where, **more)
     return backbone, {"name": folder.resolve().name if folder.is_dir() else where, "run_id": None}
+
+
+def _families() -> dict[str, Callable[..., Any]]:
+    """The menu's backbones by the vanilla pipeline that each is."""
+    found = [config.locate(target) for target in _menu("backbone")]
+    return {str(family.pipeline_class): family for family in found if hasattr(family, "pipeline_class")}
 
 
 def _pipeline_class(where: str) -> str:

@@ -1,5 +1,6 @@
 """Tiny untrained models, built once per session: folders that vanilla transformers and diffusers open."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from diffusers import logging
 from omegaconf import OmegaConf
 
+from mmtrain.config import build
 from mmtrain.config.recipe import CONF
 
 SCHEDULERS = {name: OmegaConf.load(CONF / "backbone" / f"{name}_fresh.yaml") for name in ("sd", "svd")}
@@ -30,6 +32,19 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "up", "down", "still", "on", "black"]
     vision = {**tower, "image_size": 224, "patch_size": 56}
     return _saved(tmp_path_factory, "clip", clip.fresh(words=words, max_tokens=16, text=tower, vision=vision, width=24))
+
+
+@pytest.fixture(scope="session")
+def narrow_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP whose tokens are as wide as its shared space, as a prior wants it."""
+    from mmtrain.backbone import clip
+
+    torch.manual_seed(1)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**tower, "image_size": 32, "patch_size": 16}
+    words = ["a", "red", "circle"]
+    model = clip.fresh(words=words, max_tokens=16, text=tower, vision=vision, width=16)
+    return _saved(tmp_path_factory, "narrow_clip", model)
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +99,46 @@ def tiny_svd(tmp_path_factory: pytest.TempPathFactory, tiny_video_codec: Path, t
     codec, clip = str(tiny_video_codec), str(tiny_clip)
     model = svd.fresh(unet=unet, scheduler=scheduler, codec=codec, clip=clip, num_frames=3)  # type: ignore[arg-type]
     return _saved(tmp_path_factory, "svd", model)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "sdxl": {
+        "unet": {
+            "sample_size": 8,
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "block_out_channels": [32, 32],
+            "transformer_layers_per_block": [1, 1],
+            "attention_head_dim": [2, 2],
+        }
+    },
+    "animatediff": {"num_frames": 3, "motion": {"motion_num_attention_heads": 2, "motion_max_seq_length": 8}},
+    "wan": {
+        "size": [16, 16],
+        "transformer": {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2},
+        "codec": {"base_dim": 8, "latents_mean": [0.1, 0.0, -0.1, 0.2], "latents_std": [0.5, 1.0, 1.5, 2.0]},
+        "text": {"d_model": 16, "num_heads": 2, "num_layers": 1},
+    },
+    "prior": {"prior": {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2}},
+    "vq": {"channels": [16, 16], "groups": 4, "codes": 16},
+}
+"""What tests change of `conf/backbone/<family>_fresh.yaml`."""
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """The folder of a tiny untrained model of a family, on the tiny codec and CLIP, made when first asked for."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            node = OmegaConf.load(CONF / "backbone" / f"{name}_fresh.yaml")
+            clip = "narrow_clip" if name == "prior" else "tiny_clip"
+            fixtures = {"codec": "tiny_codec", "clip": clip, "path": "tiny_sd"}
+            given = {k: str(request.getfixturevalue(f)) for k, f in fixtures.items() if isinstance(node.get(k), str)}
+            torch.manual_seed(5)
+            model = build(OmegaConf.merge(OmegaConf.create({**node, **given}), SMALL[name]))
+            made[name] = _saved(tmp_path_factory, name, model)
+        return made[name]
+
+    return folder

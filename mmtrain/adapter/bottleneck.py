@@ -68,6 +68,8 @@ class Bottleneck(nn.Module):
 class Layer(nn.Module):
     """Z + W2·σ(W1·Z + b1) + b2 over the last axis of ``[... d]``."""
 
+    stays_behind = True  # it cannot be folded into the layer that it stands behind
+
     def __init__(self, features: int, width: int, activation: nn.Module) -> None:
         super().__init__()
         self.down, self.activation, self.up = nn.Linear(features, width), activation, nn.Linear(width, features)
@@ -83,6 +85,6 @@ class Layer(nn.Module):
 
 
 def bound(network: nn.Module) -> bool:
-    """Whether a network runs through bottlenecks, which no folder of plain weights can hold."""
+    """Whether a network runs through layers of ours, such as bottlenecks, which no folder of plain weights can hold."""
     hooks = (hook for module in network.modules() for hook in module._forward_hooks.values())
-    return any(isinstance(getattr(hook, "__self__", None), Layer) for hook in hooks)
+    return any(hasattr(getattr(hook, "__self__", None), "stays_behind") for hook in hooks)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.backbone.aligned import Aligned, LongCaptions
 from mmtrain.backbone.text import word_tokenizer
 from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest

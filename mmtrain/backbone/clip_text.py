@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.backbone.text import word_tokenizer
 from mmtrain.backbone.weights import copy_as, freeze, load
 

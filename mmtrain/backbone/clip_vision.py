@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.backbone.clip import pixels_of
 from mmtrain.backbone.weights import copy_as, load
 

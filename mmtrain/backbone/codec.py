@@ -70,8 +70,7 @@ class KLCodec(nn.Module):
     def latent_shape(self, frames: Tensor) -> tuple[int, ...]:
         """Shape ``(t, c, h, w)`` of the latents of one clip of ``frames``."""
         t, _, h, w = frames.shape[1:]
-        factor = 2 ** (len(self.model.config.block_out_channels) - 1)
-        return t, self.model.config.latent_channels, h // factor, w // factor
+        return t, self.model.config.latent_channels, h // factor(self.model), w // factor(self.model)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """A folder that the diffusers class opens; a codec trained from scratch gets the scaling factor 1 / rms of its
@@ -83,8 +82,27 @@ class KLCodec(nn.Module):
         write_manifest(folder)
 
 
+def factor(model: Any) -> int:
+    """Pixels a side to one latent."""
+    return int(2 ** (len(model.config.block_out_channels) - 1))
+
+
+def refuse_uneven(frames: Tensor, unit: int) -> None:
+    """Raises UserError for frames ``[… h w]`` whose sides are no multiples of a codec's unit in pixels."""
+    height, width = frames.shape[-2:]
+    if height % unit or width % unit:
+        came = f"frames of {height} × {width} pixels"
+        near = max(unit, round(min(height, width) / unit) * unit)
+        raise UserError("codec", came, f"multiples of {unit}, which it divides by", f"try dataset.size={near}")
+
+
 def encode_clip(model: Any, frames: Tensor) -> dict[str, Tensor]:
-    """Posterior mean and deviation of frames ``[b t c h w]`` in [-1, 1]."""
+    """Posterior mean and deviation of frames ``[b t c h w]`` in [-1, 1].
+
+    Raises:
+        UserError: a height or width that the codec cannot divide; it would cut the rest off.
+    """
+    refuse_uneven(frames, factor(model))
     b, t = frames.shape[:2]
     posterior = model.encode(frames.flatten(0, 1)).latent_dist
     return {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.backbone.text import word_tokenizer
 from mmtrain.backbone.weights import copy_as, freeze, load
 from mmtrain.errors import UserError

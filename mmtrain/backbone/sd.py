@@ -5,17 +5,23 @@ Read from the folder's own configs: channels, scaling factor, noise schedule, pr
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from mmtrain.adapter.lora import merged
-from mmtrain.backbone.codec import encode_clip
-from mmtrain.backbone.text import tokenize
-from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
+from mmtrain.backbone.codec import encode_clip, factor
+from mmtrain.backbone.schedule import Discrete
+from mmtrain.backbone.text import Memo, kept, tokenize
+from mmtrain.backbone.weights import companion, digest, freeze, load, save_pipeline
 from mmtrain.rng import Rng
 
 
@@ -25,26 +31,51 @@ class StableDiffusion(nn.Module):
     Args:
         path: pipeline folder with ``unet vae text_encoder tokenizer scheduler``.
         revision: git revision of a hub id.
+        few_steps: sample by latent consistency, for what `objective.consistency` has trained.
     """
 
-    def __init__(self, *, path: str, revision: str | None = None) -> None:
+    makes, pipeline_class = "image", "StableDiffusionPipeline"
+    presets: ClassVar = {
+        "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
+        "cross-attention": ["*.attn2.to_*"],
+        "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"],
+    }
+
+    def __init__(self, *, path: str, revision: str | None = None, few_steps: bool = False) -> None:
         super().__init__()
         self._hold(
             unet=load(UNet2DConditionModel, path, "unet", revision),
             vae=load(AutoencoderKL, path, "vae", revision),
             text_encoder=load(CLIPTextModel, path, "text_encoder", revision),
-            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", revision=revision),
-            scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler", revision=revision),
+            tokenizer=companion(CLIPTokenizer, path, "tokenizer", revision),
+            scheduler=companion(DDIMScheduler, path, "scheduler", revision),
             path=path,
         )
+        self.few_steps |= few_steps
 
     def _hold(self, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, path: str) -> None:
         self.unet: Any = unet
         self.vae: Any = vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.scheduler, self.path = tokenizer, scheduler, path
-        self.schedule = DDPMScheduler.from_config(scheduler.config)
-        self._memo: dict[str, Tensor] = {}
+        self.schedule = Discrete(scheduler.config)
+        self.few_steps = scheduler.config.get("_class_name") == LCMScheduler.__name__  # a folder that we exported
+        self._text = Memo(self._read)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels that the network was made for."""
+        side = int(self.unet.config.sample_size) * factor(self.vae)
+        return side, side
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that height and width are a multiple of, by the codec."""
+        return factor(self.vae)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises UserError for a prompt that the text tower would cut."""
+        tokenize(self.tokenizer, prompts, "cpu")
 
     @property
     def network(self) -> nn.Module:
@@ -73,61 +104,42 @@ class StableDiffusion(nn.Module):
         self, encoded: dict[str, Tensor], captions: Sequence[str], *, drop_text: Tensor, drop_image: Tensor
     ) -> dict[str, Tensor]:
         """Text tokens ``[b l d]``; a dropped caption is the empty one. There is no image conditioning to drop."""
-        kept = ["" if drop else caption for caption, drop in zip(captions, drop_text.tolist(), strict=True)]
-        return {"text": self._text(kept)}
+        [text] = self._text(kept(captions, drop_text), self.text_encoder.device)
+        return {"text": text}
 
-    @torch.no_grad()
-    def _text(self, captions: Sequence[str]) -> Tensor:
-        if len(self._memo) > 50_000:
-            self._memo.clear()
-        for caption in {c: None for c in captions if c not in self._memo}:  # one by one, as the text tower reads them
-            ids, _ = tokenize(self.tokenizer, [caption], self.text_encoder.device)
-            self._memo[caption] = self.text_encoder(ids).last_hidden_state[0].cpu()
-        return torch.stack([self._memo[c] for c in captions]).to(self.text_encoder.device)
-
-    def draw_level(self, rng: Rng) -> Tensor:
-        """Timesteps ``[b]``, uniform over the schedule (Ho et al. 2020)."""
-        count = self.schedule.config.num_train_timesteps
-        return (rng.spread("timestep") * count).long().clamp(max=count - 1)
-
-    def noise(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        return self.schedule.add_noise(latents, noise, level)
+    def _read(self, caption: str) -> tuple[Tensor]:
+        ids, _ = tokenize(self.tokenizer, [caption], self.text_encoder.device)
+        return (self.text_encoder(ids).last_hidden_state[0],)
 
     def predict(self, noisy: Tensor, level: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The network's output ``[b c h w]``, in the model's own prediction type."""
         return self.unet(noisy, level, encoder_hidden_states=condition["text"]).sample
 
-    def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """What the network predicts: the noise, or v = α·ε − σ·x (Salimans & Ho 2022)."""
-        if self.schedule.config.prediction_type == "v_prediction":
-            return self.schedule.get_velocity(latents, noise, level)
-        return noise
+    def example(self, batch: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What `predict` takes, by shape alone, where the network is."""
+        where, config = self.unet.device, self.text_encoder.config
+        shape = (batch, self.unet.config.in_channels, height // self.multiple, width // self.multiple)
+        text = torch.empty(batch, config.max_position_embeddings, config.hidden_size, device=where)
+        return torch.empty(shape, device=where), torch.zeros(batch, dtype=torch.long, device=where), {"text": text}
 
-    def weight(self, level: Tensor) -> Tensor:
-        return torch.ones_like(level, dtype=torch.float32)
+    def parts(self) -> dict[str, Any]:
+        """The modules of the pipeline, by the names of its folder."""
+        return {
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "tokenizer": self.tokenizer,
+            "unet": self.unet,
+            "scheduler": (LCMScheduler if self.few_steps else DDIMScheduler).from_config(self.scheduler.config),
+        }
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The vanilla pipeline around these very modules."""
-        return StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=DDIMScheduler.from_config(self.scheduler.config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        bare = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return StableDiffusionPipeline(**self.parts(), **bare)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """A pipeline folder for `StableDiffusionPipeline.from_pretrained`, adapters merged."""
-        pipeline = self.pipeline()
-        parts = {"unet": merged(self.unet), "vae": copy_as(self.vae, dtype)}
-        parts |= {"text_encoder": copy_as(self.text_encoder, dtype)}
-        parts["unet"] = parts["unet"].to(dtype)
-        pipeline.register_modules(**parts)
-        pipeline.save_pretrained(folder)
-        write_manifest(folder)
+        save_pipeline(self, folder, dtype)
 
 
 def fresh(*, unet: dict[str, Any], scheduler: dict[str, Any], codec: str, clip: str) -> StableDiffusion:
@@ -153,7 +165,7 @@ def fresh(*, unet: dict[str, Any], scheduler: dict[str, Any], codec: str, clip: 
         unet=freeze(network),
         vae=vae,
         text_encoder=text,
-        tokenizer=CLIPTokenizer.from_pretrained(clip),
+        tokenizer=companion(CLIPTokenizer, clip),
         scheduler=DDIMScheduler(**scheduler),
         path="fresh",
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.backbone.aligned import Aligned, LongCaptions
 from mmtrain.backbone.clip import prepare
 from mmtrain.backbone.text import word_tokenizer

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
@@ -27,10 +27,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from mmtrain.adapter.lora import merged
-from mmtrain.backbone.codec import encode_clip
+from mmtrain.backbone.codec import encode_clip, factor
+from mmtrain.backbone.schedule import Continuous, wide
 from mmtrain.backbone.text import TextTower
-from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
+from mmtrain.backbone.weights import companion, digest, freeze, load, save_pipeline
 from mmtrain.errors import UserError
 from mmtrain.rng import Rng, key
 
@@ -51,6 +51,17 @@ class StableVideoDiffusion(nn.Module):
         sigma_mean, sigma_std: of the log-normal draw of noise levels in training (0.7 and 1.6 in the paper).
     """
 
+    makes, pipeline_class = "video", "StableVideoDiffusionPipeline"
+    presets: ClassVar = {
+        # With one conditioning token cross-attention's q and k have no effect: they are in no preset.
+        "attention": ["*.attn1.to_*", "*.attn2.to_v", "*.attn2.to_out.0"],
+        "temporal": ["*.temporal_transformer_blocks.*.attn1.to_*", "*.temporal_transformer_blocks.*.ff*.net.*"]
+        + ["*.temporal_transformer_blocks.*.attn2.to_v", "*.temporal_transformer_blocks.*.attn2.to_out.0"],
+        "spatial": ["*.transformer_blocks.*.attn1.to_*", "*.transformer_blocks.*.attn2.to_v"]
+        + ["*.transformer_blocks.*.attn2.to_out.0"],
+        "all-linear": ["*.attn1.to_*", "*.attn2.to_v", "*.attn2.to_out.0", "*.ff*.net.*", "*.proj_in", "*.proj_out"],
+    }
+
     def __init__(
         self,
         *,
@@ -66,8 +77,8 @@ class StableVideoDiffusion(nn.Module):
             unet=load(UNetSpatioTemporalConditionModel, path, "unet", revision),
             vae=load(AutoencoderKLTemporalDecoder, path, "vae", revision),
             image_encoder=load(CLIPVisionModelWithProjection, path, "image_encoder", revision),
-            processor=CLIPImageProcessorPil.from_pretrained(path, subfolder="feature_extractor", revision=revision),
-            scheduler=EulerDiscreteScheduler.from_pretrained(path, subfolder="scheduler", revision=revision),
+            processor=companion(CLIPImageProcessorPil, path, "feature_extractor", revision),
+            scheduler=companion(EulerDiscreteScheduler, path, "scheduler", revision),
             path=path,
             sigma=(sigma_mean, sigma_std),
             text=None if text_path is None else text_tower(text_path, text_layer),
@@ -88,13 +99,20 @@ class StableVideoDiffusion(nn.Module):
         self.unet: Any = unet
         self.vae: Any = vae
         self.image_encoder: Any = image_encoder
-        self.processor, self.scheduler, self.path, self.sigma = processor, scheduler, path, sigma
+        self.processor, self.scheduler, self.path = processor, scheduler, path
+        self.schedule = Continuous(mean=sigma[0], deviation=sigma[1])
         self.text: TextTower | None = text
         self.bridge: Any = None
 
     @property
     def network(self) -> nn.Module:
         return self.unet
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels that the network was made for."""
+        side = int(self.unet.config.sample_size) * factor(self.vae)
+        return side, side
 
     @property
     def conditioning_width(self) -> int:
@@ -191,21 +209,13 @@ class StableVideoDiffusion(nn.Module):
         """What a contrastive term compares, ``[b d]`` each: the conditioning's mean token, the clip's embedding."""
         return condition["tokens"].mean(1), encoded["video_embeds"]
 
-    def draw_level(self, rng: Rng) -> Tensor:
-        """Noise levels σ ``[b]``, log-normal (Karras et al. 2022, section 5)."""
-        mean, deviation = self.sigma
-        return (mean + deviation * torch.special.ndtri(rng.spread("sigma"))).exp().float()
-
-    def noise(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        return latents + noise * _wide(level, latents)
-
     def predict(self, noisy: Tensor, level: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """Denoised latents ``[b t c h w]``.
 
         D(x; σ) = x / (σ² + 1) − σ / √(σ² + 1) · F(x / √(σ² + 1), ¼ ln σ): EDM's preconditioning with σ_data = 1, which
         is v prediction.
         """
-        sigma = _wide(level, noisy)
+        sigma = wide(level, noisy)
         scaled = noisy / (sigma**2 + 1).sqrt()
         frames = noisy.shape[1]
         image = condition["image_latents"][:, None].expand(-1, frames, -1, -1, -1)
@@ -216,12 +226,16 @@ class StableVideoDiffusion(nn.Module):
             ).sample
         return noisy / (sigma**2 + 1) - output * sigma / (sigma**2 + 1).sqrt()
 
-    def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        return latents
-
-    def weight(self, level: Tensor) -> Tensor:
-        """λ(σ) = (σ² + 1) / σ²: equal weight on the network's own output at every level."""
-        return (level**2 + 1) / level**2
+    def example(self, batch: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What `predict` takes, by shape alone, where the network is."""
+        where, unit, channels = self.unet.device, factor(self.vae), int(self.unet.config.out_channels)
+        tokens = 1 if self.bridge is None else self.bridge.tokens
+        shape = (channels, height // unit, width // unit)
+        condition = {"tokens": torch.empty(batch, tokens, self.conditioning_width, device=where)}
+        condition |= {"image_latents": torch.empty(batch, *shape, device=where)}
+        if self.bridge is not None:
+            condition["code"] = torch.empty(batch, self.bridge.code_width, device=where)
+        return torch.empty(batch, frames, *shape, device=where), torch.ones(batch, device=where), condition
 
     def pipeline(self) -> StableVideoDiffusionPipeline:
         """The vanilla pipeline around these very modules."""
@@ -239,12 +253,7 @@ class StableVideoDiffusion(nn.Module):
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """A pipeline folder for `StableVideoDiffusionPipeline.from_pretrained`, adapters of the network merged."""
-        parts = self.parts()
-        parts["unet"] = merged(self.unet).to(dtype)
-        for name in ("vae", "image_encoder"):
-            parts[name] = copy_as(parts[name], dtype)
-        StableVideoDiffusionPipeline(**parts).save_pretrained(folder)
-        write_manifest(folder)
+        save_pipeline(self, folder, dtype)
 
 
 @contextmanager
@@ -266,15 +275,11 @@ def _added(what: Tensor, layer: Any, inputs: Any, out: Tensor) -> Tensor:
     return out + what.repeat_interleave(len(out) // len(what), 0).to(out)
 
 
-def _wide(level: Tensor, like: Tensor) -> Tensor:
-    return level.view(-1, *[1] * (like.ndim - 1)).to(like)
-
-
 def text_tower(path: str, layer: int = -1) -> TextTower:
     """The frozen text tower of a CLIP folder or hub id."""
     unused = tuple(part for part in CLIP_PARTS if not part.startswith("text_"))
     model = load(CLIPTextModelWithProjection, path, unused=unused)
-    return TextTower(tokenizer=CLIPTokenizer.from_pretrained(path), model=model, layer=layer)
+    return TextTower(tokenizer=companion(CLIPTokenizer, path), model=model, layer=layer)
 
 
 def fresh(
@@ -314,7 +319,7 @@ def fresh(
         unet=freeze(network),
         vae=vae,
         image_encoder=image_encoder,
-        processor=CLIPImageProcessorPil.from_pretrained(clip),
+        processor=companion(CLIPImageProcessorPil, clip),
         scheduler=EulerDiscreteScheduler(**scheduler),
         path="fresh",
         sigma=(sigma_mean, sigma_std),

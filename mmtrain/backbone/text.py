@@ -4,7 +4,7 @@ Image towers and whole CLIP models are in `clip.py`.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -35,6 +35,38 @@ class TextFeatures:
         return TextFeatures(*(part[chosen] for part in (self.tokens, self.mask, self.embeds, self.words)))
 
 
+class Memo:
+    """Remembers what a frozen text encoder says of each caption.
+
+    Each is read alone: in a batch its last bits would depend on which others were new, and a resumed run, which
+    remembers none, would leave the uninterrupted one.
+
+    Args:
+        read: a caption → tensors without batch axis, the same shapes for every caption.
+        limit: captions kept.
+    """
+
+    def __init__(self, read: Callable[[str], tuple[Tensor, ...]], limit: int = 50_000) -> None:
+        self.read, self.limit = read, limit
+        self.known: dict[str, tuple[Tensor, ...]] = {}
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str], device: torch.device | str) -> list[Tensor]:
+        """What ``read`` gives, stacked over captions."""
+        if len(self.known) > self.limit:
+            self.known.clear()
+        for caption in dict.fromkeys(captions):
+            if caption not in self.known:
+                self.known[caption] = tuple(part.cpu() for part in self.read(caption))
+        columns = zip(*(self.known[caption] for caption in captions), strict=True)
+        return [torch.stack(column).to(device) for column in columns]
+
+
+def kept(captions: Sequence[str], drop: Tensor) -> list[str]:
+    """The captions, those with a true in ``drop [b]`` replaced by the empty one."""
+    return ["" if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]
+
+
 class TextTower(nn.Module):
     """A frozen CLIP text tower that encodes each distinct caption once.
 
@@ -54,7 +86,7 @@ class TextTower(nn.Module):
         if not -1 <= layer <= layers:
             raise UserError("backbone.text_layer", str(layer), f"−1, or 0 to {layers}", "choose one of them")
         self.layer = layer
-        self._memo: dict[str, tuple[Tensor, ...]] = {}
+        self._memo = Memo(self._read)
 
     @property
     def width(self) -> int:
@@ -69,25 +101,17 @@ class TextTower(nn.Module):
     def shared_width(self) -> int:
         return int(self.model.config.projection_dim)
 
-    @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> TextFeatures:
-        """Features of each caption; frozen, so without gradients.
+        """Features of each caption; frozen, so without gradients."""
+        return TextFeatures(*self._memo(captions, self.model.device))
 
-        Each is read alone: in a batch its last bits would depend on which others were new, and a resumed run, which
-        remembers none, would leave the uninterrupted one.
-        """
-        if len(self._memo) > 50_000:
-            self._memo.clear()
-        for caption in sorted({c for c in captions if c not in self._memo}):
-            ids, mask = tokenize(self.tokenizer, [caption], self.model.device)
-            out = self.model(input_ids=ids, output_hidden_states=True)
-            tokens = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
-            words = self.model.get_input_embeddings()(ids)
-            if self.layer == 0:
-                tokens = words
-            self._memo[caption] = tuple(part[0].cpu() for part in (tokens, mask, out.text_embeds, words))
-        parts = (torch.stack(part) for part in zip(*(self._memo[c] for c in captions), strict=True))
-        return TextFeatures(*parts).to(self.model.device)
+    def _read(self, caption: str) -> tuple[Tensor, ...]:
+        ids, mask = tokenize(self.tokenizer, [caption], self.model.device)
+        out = self.model(input_ids=ids, output_hidden_states=True)
+        words = self.model.get_input_embeddings()(ids)
+        by_layer = (words, *out.hidden_states[1:], out.last_hidden_state)  # −1: after the final norm
+        tokens = by_layer[self.layer]
+        return tokens[0], mask[0], out.text_embeds[0], words[0]
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str], device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -97,6 +121,13 @@ def tokenize(tokenizer: Any, captions: Sequence[str], device: torch.device | str
         UserError: a caption has more tokens than the tower takes; nothing is cut silently.
     """
     limit = tokenizer.model_max_length
+    refuse_long(tokenizer, captions, limit)
+    padded = tokenizer(list(captions), padding="max_length", max_length=limit, return_tensors="pt")
+    return padded.input_ids.to(device), padded.attention_mask.bool().to(device)
+
+
+def refuse_long(tokenizer: Any, captions: Sequence[str], limit: int) -> None:
+    """Raises UserError for a caption of more than ``limit`` tokens, begin and end included."""
     for caption, ids in zip(captions, tokenizer(list(captions)).input_ids, strict=True):
         if len(ids) > limit:
             raise UserError(
@@ -105,8 +136,6 @@ def tokenize(tokenizer: Any, captions: Sequence[str], device: torch.device | str
                 f"at most {limit} fit the text tower, begin and end included",
                 "shorten the prompt",
             )
-    padded = tokenizer(list(captions), padding="max_length", max_length=limit, return_tensors="pt")
-    return padded.input_ids.to(device), padded.attention_mask.bool().to(device)
 
 
 def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:

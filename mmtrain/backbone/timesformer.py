@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, TimesformerConfig, TimesformerModel
 
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.backbone.clip import image_processor, prepare
 from mmtrain.backbone.weights import copy_as, freeze, load
 from mmtrain.errors import UserError

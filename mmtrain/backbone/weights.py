@@ -16,9 +16,13 @@ import torch
 from torch import nn
 from transformers.utils import logging as hub_logging
 
+from mmtrain.adapter.injected import merged
+from mmtrain.backbone import outline
 from mmtrain.errors import UserError
 
 MANIFEST = "manifest.json"
+INJECTED = (".lora_", ".lokr_", ".hada_", ".oft_")
+"""What peft calls the weights that it puts beside a layer's own."""
 
 
 def load(
@@ -39,6 +43,8 @@ def load(
     if not Path(path).is_dir() and not is_hub_id(path):
         wanted, fix = "a folder, or a hub id as in org/name", "check the path, or run `make backbones`"
         raise UserError(f"backbone {path}", "no such folder", wanted, fix)
+    if outline.on.get():
+        return outline.model(cls, path, subfolder)
     verify(path, subfolder)
     where = {} if subfolder is None else {"subfolder": subfolder}
     try:
@@ -62,6 +68,20 @@ def load(
             "use the weights that belong to this class",
         )
     return freeze(model)
+
+
+def companion(cls: Any, path: str, subfolder: str | None = None, revision: str | None = None) -> Any:
+    """What stands beside a model and has no weights: a tokenizer, a processor or a scheduler."""
+    if outline.on.get():
+        return outline.companion(cls, path, subfolder)
+    return cls.from_pretrained(path, revision=revision, **({} if subfolder is None else {"subfolder": subfolder}))
+
+
+def index(cls: Any, path: str, revision: str | None = None) -> dict[str, Any]:
+    """What a pipeline's own index says, by the pipeline's class."""
+    if outline.on.get() and not Path(path).is_dir():
+        return dict(outline.published(path)["index"])
+    return dict(cls.load_config(path, revision=revision))
 
 
 def is_hub_id(path: str) -> bool:
@@ -89,6 +109,16 @@ def freeze(module: nn.Module) -> nn.Module:
 def copy_as(module: nn.Module, dtype: torch.dtype) -> Any:
     """A copy of the module in another dtype; the module in use keeps its own."""
     return copy.deepcopy(module).to(dtype)
+
+
+def save_pipeline(backbone: Any, folder: Path, dtype: torch.dtype) -> None:
+    """A folder that the vanilla pipeline opens: the backbone's parts in a dtype, adapters of its network merged."""
+    modules = {name: part for name, part in backbone.parts().items() if isinstance(part, nn.Module)}
+    copies = {n: (merged(m).to(dtype) if m is backbone.network else copy_as(m, dtype)) for n, m in modules.items()}
+    pipeline = backbone.pipeline()
+    pipeline.register_modules(**copies)
+    pipeline.save_pretrained(folder)
+    write_manifest(folder)
 
 
 def verify(path: str, subfolder: str | None = None) -> None:
@@ -147,7 +177,8 @@ def digest(*modules: nn.Module) -> str:
     is attached to them or not."""
     total = hashlib.blake2b(digest_size=16)
     for module in modules:
-        weights = {n.replace(".base_layer.", "."): w for n, w in module.state_dict().items() if ".lora_" not in n}
+        given = module.state_dict().items()
+        weights = {n.replace(".base_layer.", "."): w for n, w in given if not any(part in n for part in INJECTED)}
         for name, tensor in sorted(weights.items()):
             total.update(f"{name}{tuple(tensor.shape)}".encode())
             total.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())

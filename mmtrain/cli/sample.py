@@ -19,6 +19,8 @@ def add(verbs: Any) -> None:
     verb.add_argument("--first-frame", metavar="sd|none|SD", help=text)
     text = "CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion"
     verb.add_argument("--text", metavar="CLIP", help=text)
+    text = "prior that makes of a prompt the image embedding which a Stable Video Diffusion sees (the unCLIP way)"
+    verb.add_argument("--prior", metavar="PRIOR", help=text)
     verb.add_argument("--negative-prompt", help="what to steer away from")
     verb.add_argument("--guidance-scale", type=finite, help="how hard to steer; 1 is not at all")
     text = "of a clip (default: the model's); more are made in chunks, each begun from the end of the one before"
@@ -51,7 +53,8 @@ def _sample(args: argparse.Namespace) -> None:
 
     names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width", "overlap", "decode_chunk_size")
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
-    asked = {n: vars(args)[n] for n in ("prompts_file", "image", "first_frame", "text", "seed", "strength", "out")}
+    options = ("prompts_file", "image", "first_frame", "text", "prior", "seed", "strength", "out")
+    asked = {name: vars(args)[name] for name in options}
     how = Files(format=args.format, fps=args.fps, repeat=args.repeat, provenance=_provenance(args))
     with bar("steps") as progress:
         given = {"prompts": args.prompt, "mix": dict(args.mix), "files": how, "settings": settings}

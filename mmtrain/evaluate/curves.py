@@ -35,7 +35,9 @@ def read(file: Path) -> dict[str, Curve]:
         raise UserError(str(file), f"not all numbers ({error})", "a run's metrics", "mend it") from error
     last = {step: i for i, step in enumerate(table[:, place])}
     table = table[[last[step] for step in sorted(last)]]
-    return {name: (table[:, place], table[:, i]) for i, name in enumerate(names) if i != place}
+    curves = {name: (table[:, place], table[:, i]) for i, name in enumerate(names) if i != place}
+    known = {name: ~np.isnan(values) for name, (_, values) in curves.items()}  # a noise level that no sample had
+    return {n: (steps[known[n]], values[known[n]]) for n, (steps, values) in curves.items() if known[n].any()}
 
 
 def figure(name: str, curve: Curve, *, first: bool) -> str:

@@ -6,9 +6,9 @@ from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.codec import KLCodec
 from mmtrain.backbone.pair import Pair
-from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.siglip import SigLIP
 from mmtrain.backbone.svd import StableVideoDiffusion
+from mmtrain.backbone.vq import VQCodec
 from mmtrain.backbone.weights import is_hub_id
 from mmtrain.export.lora import NETWORKS
 from mmtrain.export.peft import can_be_peft
@@ -17,35 +17,44 @@ from mmtrain.run import Run
 
 KINDS = {
     StableVideoDiffusion: "Stable Video Diffusion, image to video",
-    StableDiffusion: "Stable Diffusion, text to image",
     CLIP: "CLIP, text and images in one space",
     SigLIP: "SigLIP, text and images in one space",
     Pair: "a text and a visual tower in one space",
     KLCodec: "KL codec, pixels to latents and back",
+    VQCodec: "VQ codec, pixels to codes and back",
 }
+"""Of the families that are not named well by the pipeline that opens them."""
 
 USES = {
-    StableVideoDiffusion: """from diffusers import StableVideoDiffusionPipeline
+    "StableVideoDiffusion": """from diffusers import StableVideoDiffusionPipeline
 from diffusers.utils import load_image
 
 pipeline = StableVideoDiffusionPipeline.from_pretrained("{folder}")
-frames = pipeline(load_image("first_frame.png"), height={side}, width={side}).frames[0]""",
-    StableDiffusion: """from diffusers import StableDiffusionPipeline
-
-pipeline = StableDiffusionPipeline.from_pretrained("{folder}")
-image = pipeline("a prompt", height={side}, width={side}).images[0]""",
-    CLIP: """from transformers import CLIPModel, CLIPTokenizer
+frames = pipeline(load_image("first_frame.png"), height={height}, width={width}).frames[0]""",
+    "CLIP": """from transformers import CLIPModel, CLIPTokenizer
 
 model, tokenizer = CLIPModel.from_pretrained("{folder}"), CLIPTokenizer.from_pretrained("{folder}")""",
-    SigLIP: """from transformers import AutoTokenizer, SiglipModel
+    "SigLIP": """from transformers import AutoTokenizer, SiglipModel
 
 model, tokenizer = SiglipModel.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")""",
-    Pair: """from transformers import {text}
+    "Pair": """from transformers import {cls}
 
-text = {text}.from_pretrained("{folder}/text")""",
-    KLCodec: """from diffusers import {codec}
+text = {cls}.from_pretrained("{folder}/text")""",
+    "codec": """from diffusers import {cls}
 
-codec = {codec}.from_pretrained("{folder}")""",
+codec = {cls}.from_pretrained("{folder}")""",
+    "image": """from diffusers import {cls}
+
+pipeline = {cls}.from_pretrained("{folder}")
+image = pipeline("a prompt", height={height}, width={width}).images[0]""",
+    "video": """from diffusers import {cls}
+
+pipeline = {cls}.from_pretrained("{folder}")
+frames = pipeline("a prompt", height={height}, width={width}, num_frames={frames}).frames[0]""",
+    "embedding": """from diffusers import {cls}
+
+pipeline = {cls}.from_pretrained("{folder}")
+image_embeds = pipeline("a prompt").image_embeds""",
 }
 
 PEFT = """from peft import PeftModel
@@ -130,7 +139,7 @@ def card(
 
 
 def _what(backbone: Any, adapters: dict[str, Any], facts: dict[str, Any] | None) -> str:
-    kind = KINDS[type(backbone)]
+    kind = KINDS.get(type(backbone)) or f"{backbone.pipeline_class}, text to {backbone.makes}"
     if facts is None:
         return f"A whole model, trained with mmtrain: {kind}."
     parts = []
@@ -166,18 +175,20 @@ def _table(run: Run, facts: dict[str, Any] | None, proof: Proof | None, dtype: s
 def _words(backbone: Any) -> str:
     if isinstance(backbone, Aligned):
         return "evaluate <this folder>"
-    textual = isinstance(backbone, StableDiffusion) or getattr(backbone, "text", None) is not None
-    return "sample <this folder> " + ('--prompt "…"' if textual else "--image first_frame.png")
+    blind = isinstance(backbone, StableVideoDiffusion) and backbone.text is None
+    return "sample <this folder> " + ("--image first_frame.png" if blind else '--prompt "…"')
 
 
 def _use(backbone: Any, folder: str, layout: str) -> str:
     if layout != "merged":
         base = backbone.path if is_hub_id(backbone.path) else "<the base's folder>"
         return LORA_USES[layout].format(folder=folder, base=base, network=NETWORKS[type(backbone)])
-    side, codec = 0, ""
-    if isinstance(backbone, StableVideoDiffusion | StableDiffusion):
-        side = backbone.unet.config.sample_size * 2 ** (len(backbone.vae.config.block_out_channels) - 1)
-    if isinstance(backbone, KLCodec):
-        codec = type(backbone.model).__name__
-    text = type(backbone.towers.text.model).__name__ if isinstance(backbone, Pair) else ""
-    return USES[type(backbone)].format(folder=folder, side=side, codec=codec, text=text)
+    if isinstance(backbone, KLCodec | VQCodec):
+        return USES["codec"].format(folder=folder, cls=type(backbone.model).__name__)
+    own = type(backbone).__name__
+    height, width = getattr(backbone, "size", (0, 0))
+    facts = {"height": height, "width": width, "frames": getattr(backbone, "num_frames", 1)}
+    facts["cls"] = getattr(backbone, "pipeline_class", "")
+    if isinstance(backbone, Pair):
+        facts["cls"] = type(backbone.towers.text.model).__name__
+    return USES[own if own in USES else backbone.makes].format(folder=folder, **facts)

@@ -14,7 +14,7 @@ from mmtrain.errors import UserError
 from mmtrain.export.card import card
 from mmtrain.export.lora import Layout, write_lora
 from mmtrain.export.peft import can_be_peft, write_peft
-from mmtrain.export.prove import CASES, prove, prove_artifact, prove_peft
+from mmtrain.export.prove import case_of, prove, prove_artifact, prove_peft
 from mmtrain.export.prove_lora import prove_lora
 from mmtrain.run import Run
 
@@ -63,7 +63,7 @@ def export(
 
 def _write(run: Run, staging: Path, dtype: Dtype, layout: Literal["merged"] | Layout) -> None:
     backbone, adapters = artifact.of_run(run)
-    if type(backbone) not in CASES:
+    if case_of(backbone) is None:
         raise UserError(
             "export", f"a {type(backbone).__name__}", "a family that can be proved", "add it to export/prove"
         )

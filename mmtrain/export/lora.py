@@ -65,6 +65,9 @@ def write_lora(
     if layout != "peft" and not isinstance(backbone, StableDiffusion):
         wanted, fix = "a family whose pipeline loads LoRAs, Stable Diffusion", "use --format peft or merged"
         raise UserError(f"--format {layout}", f"a {type(backbone).__name__}", wanted, fix)
+    if found[0].dora or found[0].rank_pattern or found[0].alpha_pattern:
+        came = "a LoRA with DoRA, or with ranks by pattern"
+        raise UserError(f"--format {layout}", came, "a plain LoRA", "use --format merged")
     weights = {name: w.detach().to(dtype).contiguous() for name, w in found[0].named_weights().items()}
     path, tensors, header = _LAYOUTS[layout](found[0], weights, folder)
     save_file(tensors, path, metadata={"format": "pt", **facts, **header})

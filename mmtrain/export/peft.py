@@ -34,5 +34,5 @@ def write_peft(backbone: Any, adapters: dict[str, Any], folder: Path) -> None:
     target.mkdir()
     weights = {f"base_model.model.{name}": w.detach().cpu().contiguous() for name, w in own.items()}
     save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    lora.config.base_model_name_or_path = backbone.path
-    lora.config.save_pretrained(target)
+    lora.built.base_model_name_or_path = backbone.path
+    lora.built.save_pretrained(target)

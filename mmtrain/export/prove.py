@@ -20,17 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from mmtrain import artifact
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.clip import CLIP, pixels_of, prepare
 from mmtrain.backbone.codec import KLCodec
 from mmtrain.backbone.pair import Pair
-from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.siglip import SigLIP
 from mmtrain.backbone.svd import StableVideoDiffusion
+from mmtrain.backbone.vq import VQCodec
 from mmtrain.backbone.weights import copy_as, digest
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, evaluating, images
+from mmtrain.sample.generate import VideoSampler, clips, evaluating, folded, images
 
 SCRIPT = Path(__file__).with_name("vanilla.py")
 SEED, STEPS, FRAMES, SIDE = 0, 2, 2, 64
@@ -77,7 +78,9 @@ def prove(backbone: Any, folder: Path, dtype: torch.dtype) -> Proof:
     Raises:
         UserError: it does not open, a weight differs, or what comes out does.
     """
-    case = CASES[type(backbone)](backbone)
+    ask = case_of(backbone)
+    assert ask is not None
+    case = ask(backbone)
     got, digests = ask_vanilla(case, folder)
     wrong = [name for name, part in case.parts.items() if digest(copy_as(part, dtype)) != digests.get(name)]
     if wrong:
@@ -125,7 +128,9 @@ def _answer(backbone: Any) -> np.ndarray:
         with torch.no_grad(), evaluating(backbone):
             clip = _pixels(backbone.num_frames or FRAMES)[None]
             return torch.cat([backbone.embed_text([PROMPT]), backbone.embed_videos(clip)]).numpy()
-    return CASES[type(backbone)](backbone).wanted
+    ask = case_of(backbone)
+    assert ask is not None
+    return ask(backbone).wanted
 
 
 def _small(multiple: int) -> dict[str, Any]:
@@ -151,11 +156,30 @@ def _video(backbone: StableVideoDiffusion) -> Case:
     return Case({"kind": "video", "call": call}, wanted, parts, given)
 
 
-def _image(backbone: StableDiffusion) -> Case:
-    call = {**_small(8), "guidance_scale": 3.0}
-    wanted = images(backbone=backbone, prompts=[PROMPT], **call, seeds=[SEED])
-    parts = {"unet": merged(backbone.unet), "vae": backbone.vae, "text_encoder": backbone.text_encoder}
-    return Case({"kind": "image", "call": call, "prompt": PROMPT}, wanted, parts)
+def _text(backbone: Any) -> Case:
+    """A model that makes pictures or clips of text alone."""
+    many = backbone.makes == "video"
+    call: dict[str, Any] = {**_small(backbone.multiple), "guidance_scale": 3.0}
+    call |= {"num_frames": backbone.fewest_frames} if many else {}
+    wanted = (clips if many else images)(backbone=backbone, prompts=[PROMPT], **call, seeds=[SEED])
+    parts = {name: part for name, part in backbone.parts().items() if isinstance(part, nn.Module)}
+    parts = {name: merged(part) if part is backbone.network else part for name, part in parts.items()}
+    ask = {"kind": "text", "class": backbone.pipeline_class, "parts": sorted(parts), "call": call, "prompt": PROMPT}
+    return Case(ask, wanted, parts)
+
+
+def _embedding(backbone: Prior) -> Case:
+    """A prior: a text's embedding to an image's; of unit length, so that a level is a share of it."""
+    call = {"num_inference_steps": STEPS, "guidance_scale": 3.0}
+    pipeline = backbone.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_modules(prior=folded(backbone.prior))
+    with torch.no_grad(), evaluating(backbone):
+        made = pipeline([PROMPT], **call, generator=torch.Generator().manual_seed(SEED)).image_embeds
+    parts = {"prior": merged(backbone.prior), "image_encoder": backbone.image_encoder}
+    parts["text_encoder"] = backbone.text.model
+    wanted = nn.functional.normalize(made, dim=-1).numpy()
+    return Case({"kind": "embedding", "call": call, "prompt": PROMPT}, wanted, parts, unit=1 / 255)
 
 
 def _clip(backbone: CLIP) -> Case:
@@ -199,11 +223,12 @@ def _pair(backbone: Pair) -> Case:
     return Case(ask, np.concatenate(unit), parts, given.numpy(), unit=1 / 255)
 
 
-def _codec(backbone: KLCodec) -> Case:
+def _codec(backbone: KLCodec | VQCodec) -> Case:
     frames = _pixels(FRAMES)
     with torch.no_grad(), evaluating(backbone):
-        latents = backbone.model.encode(frames).latent_dist.mode()
-        more = {"num_frames": FRAMES} if backbone.temporal else {}
+        encoded = backbone.model.encode(frames)
+        latents = encoded.latents if isinstance(backbone, VQCodec) else encoded.latent_dist.mode()
+        more = {"num_frames": FRAMES} if isinstance(backbone, KLCodec) and backbone.temporal else {}
         wanted = backbone.model.decode(latents, **more).sample.numpy()
     ask = {"kind": "codec", "class": type(backbone.model).__name__}
     return Case(ask, wanted, {"model": backbone.model}, frames.numpy(), unit=2 / 255)
@@ -217,12 +242,18 @@ def _pixels(count: int) -> Tensor:
 
 CASES: dict[type, Callable[[Any], Case]] = {
     StableVideoDiffusion: _video,
-    StableDiffusion: _image,
     CLIP: _clip,
     SigLIP: _siglip,
     Pair: _pair,
     KLCodec: _codec,
+    VQCodec: _codec,
+    Prior: _embedding,
 }
+
+
+def case_of(backbone: Any) -> Callable[[Any], Case] | None:
+    """How a backbone is asked; None for a family that cannot be proved."""
+    return CASES.get(type(backbone), _text if hasattr(backbone, "makes") else None)
 
 
 # the other process ----------------------------------------------------------------------------------------------------

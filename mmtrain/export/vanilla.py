@@ -33,14 +33,24 @@ def video(ask: dict[str, Any], given: np.ndarray) -> Answer:
     return np.stack([np.asarray(frame) for frame in frames]), parts
 
 
-def image(ask: dict[str, Any], given: np.ndarray) -> Answer:
-    """Text → image; an image uint8 ``[1 h w c]``."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(ask["folder"])
+def text(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """Text → image or video; uint8 ``[1 h w c]`` or ``[1 t h w c]``."""
+    pipeline = getattr(diffusers, ask["class"]).from_pretrained(ask["folder"])
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(ask["seed"])
-    images = pipeline(ask["prompt"], **ask["call"], generator=generator, output_type="pil").images
-    parts = {"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
-    return np.stack([np.asarray(image) for image in images]), parts
+    made = pipeline(ask["prompt"], **ask["call"], generator=generator, output_type="np")
+    pixels = np.asarray(made.frames if hasattr(made, "frames") else made.images)
+    return (pixels * 255).round().astype(np.uint8), {name: getattr(pipeline, name) for name in ask["parts"]}
+
+
+def embedding(ask: dict[str, Any], given: np.ndarray) -> Answer:
+    """Text → an image's CLIP embedding of unit length, float32 ``[1 d]``."""
+    pipeline = diffusers.KandinskyPriorPipeline.from_pretrained(ask["folder"])
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(ask["seed"])
+    made = pipeline([ask["prompt"]], **ask["call"], generator=generator).image_embeds
+    parts = {name: getattr(pipeline, name) for name in ("prior", "image_encoder", "text_encoder")}
+    return torch.nn.functional.normalize(made, dim=-1).numpy(), parts
 
 
 def clip(ask: dict[str, Any], given: np.ndarray) -> Answer:
@@ -100,7 +110,8 @@ def _last(tokens: Any) -> int:
 def codec(ask: dict[str, Any], given: np.ndarray) -> Answer:
     """Pixels there and back; ``given`` and what comes out float32 ``[t c h w]`` in [-1, 1]."""
     model = getattr(diffusers, ask["class"]).from_pretrained(ask["folder"]).eval()
-    latents = model.encode(torch.from_numpy(given)).latent_dist.mode()
+    encoded = model.encode(torch.from_numpy(given))
+    latents = encoded.latents if ask["class"] == "VQModel" else encoded.latent_dist.mode()
     more = {"num_frames": len(given)} if ask["class"] == "AutoencoderKLTemporalDecoder" else {}
     return model.decode(latents, **more).sample.numpy(), {"model": model}
 
@@ -137,7 +148,8 @@ def _hash(tensor: torch.Tensor) -> str:
 
 KINDS: dict[str, Callable[[dict[str, Any], np.ndarray], Answer]] = {
     "video": video,
-    "image": image,
+    "text": text,
+    "embedding": embedding,
     "clip": clip,
     "siglip": siglip,
     "peft": peft,

@@ -12,7 +12,8 @@ class Reconstruct:
     """L1 + L2 reconstruction and a weighted KL divergence (Rombach et al. 2022, without the adversarial term).
 
     Args:
-        kl_weight: of the divergence in nats per latent element.
+        kl_weight: of what the codec is penalised for: the divergence in nats per latent element of a KL codec, the pull
+            between latents and codebook of a VQ codec.
     """
 
     def __init__(self, *, kl_weight: float) -> None:
@@ -28,4 +29,4 @@ class Reconstruct:
         squared = error.square().flatten(1).mean(1)
         per_sample = error.abs().flatten(1).mean(1) + squared + self.kl_weight * nats
         psnr = 10 * torch.log10(4.0 / squared.detach()).mean()
-        return Loss(per_sample, {"psnr": psnr, "kl": nats.detach().mean()})
+        return Loss(per_sample, {"psnr": psnr, "penalty": nats.detach().mean()})

@@ -15,10 +15,10 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
 from PIL import Image
 from torch import Tensor, nn
 
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
+from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import CLIP_SIDE, FPS, StableVideoDiffusion, steered
-from mmtrain.backbone.text import tokenize
 from mmtrain.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]
 STEPS = 25  # inference steps, the pipelines' own usual number
 VIDEO_GUIDANCE = 3.0  # with a prompt, for every frame; without one the vanilla ramp 1 → 3 holds
 IMAGE_GUIDANCE = 7.5
+CLIP_GUIDANCE = 5.0  # text → video, as Wan's pipeline has it
 
 
 class _Pipeline(StableVideoDiffusionPipeline):
@@ -69,10 +70,18 @@ class VideoSampler:
     Args:
         backbone: adapters attached; left as it is.
         first_frame: draws first frames from prompts, for ``first_frames="generate"``.
+        prior: makes of a prompt the image embedding that the network was trained to see; None: the text tower or the
+            bridge stands in for it.
     """
 
-    def __init__(self, *, backbone: StableVideoDiffusion, first_frame: StableDiffusion | None = None) -> None:
-        self.backbone, self.first_frame = backbone, first_frame
+    def __init__(
+        self,
+        *,
+        backbone: StableVideoDiffusion,
+        first_frame: StableDiffusion | None = None,
+        prior: Prior | None = None,
+    ) -> None:
+        self.backbone, self.first_frame, self.prior = backbone, first_frame, prior
         parts = backbone.parts()
         parts["unet"] = folded(backbone.unet)
         self.pipeline = _Pipeline(**parts)
@@ -155,7 +164,7 @@ class VideoSampler:
                 raise UserError("sample", "no first frame", "one, to be the condition", "give an image")
             low, high = (guidance_scale,) * 2 if guidance_scale is not None else (1.0 if not textual else 3.0, 3.0)
             read = list(prompts) if prompts and textual else None
-            code = self._prepare(read, negative_prompt, blank=images is None, guided=high > 1)
+            code = self._prepare(read, negative_prompt, seeds, blank=images is None, guided=high > 1)
             self.pipeline.image_guidance = image_guidance or not textual
             with steered(self.pipeline.unet, self.backbone.bridge, code):
                 output = self.pipeline(
@@ -176,12 +185,22 @@ class VideoSampler:
         return np.asarray(output.frames, np.float32)
 
     def _prepare(
-        self, prompts: list[str] | None, negative_prompt: str | None, *, blank: bool, guided: bool
+        self,
+        prompts: list[str] | None,
+        negative_prompt: str | None,
+        seeds: Sequence[int],
+        *,
+        blank: bool,
+        guided: bool,
     ) -> Tensor | None:
         """Hand the pipeline its tokens; the codes of its rows, with guidance the unconditional ones first."""
         self.pipeline.blank = blank
         self.pipeline.tokens = None
         if prompts is None:
+            return None
+        if self.prior is not None:
+            made = embeddings(self.prior, prompts, seeds, negative_prompt or "")
+            self.pipeline.tokens = (torch.zeros_like(made)[:, None], made[:, None])
             return None
         towards = self.backbone.text_tokens(prompts)
         away = torch.zeros_like(towards[:1])
@@ -206,10 +225,9 @@ class VideoSampler:
         return images(backbone=self.first_frame, prompts=prompts, seeds=seeds, **how)
 
 
-@torch.no_grad()
 def images(
     *,
-    backbone: StableDiffusion,
+    backbone: Any,
     prompts: Sequence[str],
     seeds: Sequence[int],
     negative_prompt: str = "",
@@ -219,32 +237,94 @@ def images(
     num_inference_steps: int = STEPS,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Images uint8 ``[b h w c]`` by the vanilla Stable Diffusion pipeline, one per prompt and seed.
+    """Images uint8 ``[b h w c]`` by a text → image model's vanilla pipeline, one per prompt and seed.
 
     Raises:
         UserError: a size that the codec cannot hold, a prompt longer than the tower's limit.
     """
+    how: dict[str, Any] = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
+    how |= {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+    return to_bytes(_asked(backbone, prompts, seeds, progress, **how).images)
+
+
+def clips(
+    *,
+    backbone: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative_prompt: str = "",
+    guidance_scale: float = CLIP_GUIDANCE,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int = STEPS,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Clips uint8 ``[b t h w c]`` by a text → video model's vanilla pipeline, one per prompt and seed.
+
+    Raises:
+        UserError: a size or a number of frames that the codec cannot hold, a prompt longer than the tower's limit.
+    """
+    frames = backbone.num_frames if num_frames is None else num_frames
+    backbone.check_frames(frames)
+    how: dict[str, Any] = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale, "num_frames": frames}
+    how |= {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+    return to_bytes(np.asarray(_asked(backbone, prompts, seeds, progress, **how).frames))
+
+
+@torch.no_grad()
+def embeddings(prior: Prior, prompts: Sequence[str], seeds: Sequence[int], negative_prompt: str = "") -> Tensor:
+    """Image embeddings ``[b d]`` by the prior's vanilla pipeline, one per prompt and seed.
+
+    Each is drawn alone, so that it does not depend on its neighbours.
+    """
+    prior.check_prompts([*prompts, negative_prompt])
+    pipeline = prior.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_modules(prior=folded(prior.prior))
+    away = [negative_prompt] if negative_prompt else None
+    made = []
+    with evaluating(prior):
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            draw = torch.Generator().manual_seed(seed)
+            made.append(pipeline([prompt], negative_prompt=away, generator=draw).image_embeds)
+    return torch.cat(made)
+
+
+@torch.no_grad()
+def _asked(
+    backbone: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    progress: Progress | None,
+    *,
+    negative_prompt: str,
+    height: int | None,
+    width: int | None,
+    num_inference_steps: int,
+    **more: Any,
+) -> Any:
+    """What the vanilla pipeline answers. An empty negative prompt is left to it, which may take zeros for it."""
     pipeline = backbone.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.register_modules(unet=folded(backbone.unet))
-    side = int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
-    height, width = (side if pixels is None else pixels for pixels in (height, width))
+    part = next(name for name, module in backbone.parts().items() if module is backbone.network)
+    pipeline.register_modules(**{part: folded(backbone.network)})
+    height, width = (own if given is None else given for own, given in zip(backbone.size, (height, width), strict=True))
     _check_counts(prompts, None, seeds, num_inference_steps=num_inference_steps)
-    _check_size(height, width, int(pipeline.vae_scale_factor))
-    tokenize(backbone.tokenizer, [*prompts, negative_prompt], "cpu")  # vanilla would cut a long prompt
+    _check_size(height, width, backbone.multiple)
+    backbone.check_prompts([*prompts, negative_prompt])  # vanilla would cut a long prompt
     with evaluating(backbone):
-        output = pipeline(
+        return pipeline(
             list(prompts),
-            negative_prompt=[negative_prompt] * len(prompts),
+            negative_prompt=[negative_prompt] * len(prompts) if negative_prompt else None,
             height=height,
             width=width,
-            guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="np",
             callback_on_step_end=_told(progress, num_inference_steps),
+            **more,
         )
-    return to_bytes(output.images)
 
 
 def _given(images: np.ndarray | None, blank: tuple[int, ...]) -> Any:

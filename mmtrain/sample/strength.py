@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmtrain import artifact
 from mmtrain.adapter.bottleneck import bound
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.errors import UserError
 
 
@@ -72,5 +72,6 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 def _replace(backbone: nn.Module, network: nn.Module) -> None:
     """Put a network in the place of a backbone's own."""
     old = backbone.network
-    name = next(name for name, part in backbone.named_children() if part is old)
-    setattr(backbone, name, network.eval())
+    name = next(name for name, part in backbone.named_modules() if part is old)
+    parent, _, child = name.rpartition(".")
+    setattr(backbone.get_submodule(parent), child, network.eval())

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmtrain import artifact, config
+from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.text import tokenize
@@ -25,7 +26,7 @@ from mmtrain.errors import UserError
 from mmtrain.sample import watermark
 from mmtrain.sample.chunks import check_overlap, long_video
 from mmtrain.sample.files import Files
-from mmtrain.sample.generate import Progress, VideoSampler, images, to_bytes
+from mmtrain.sample.generate import Progress, VideoSampler, clips, images, to_bytes
 from mmtrain.sample.mp4 import contact_sheet
 from mmtrain.sample.provenance import LABEL
 from mmtrain.sample.strength import opened
@@ -53,6 +54,7 @@ def sample(
     text: str | None = None,
     strength: float = 1.0,
     mix: Mapping[str, float] | None = None,
+    prior: str | None = None,
     seed: int = 0,
     out: Path | None = None,
     files: Files | None = None,
@@ -74,6 +76,7 @@ def sample(
         text: CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion, which has none.
         strength: of the artifact's adapters; 1 is as trained, 0 is the base.
         mix: further artifacts on the same base, each with its strength.
+        prior: the prior that makes of each prompt the image embedding that a Stable Video Diffusion sees.
         seed: of the first clip; the next ones count on.
         out: folder to write, new or empty. None: ``samples/<time>-<name>``.
         files: format, rate and marks of the files; None: MP4, marked under the public key.
@@ -99,15 +102,14 @@ def sample(
         raise UserError("--text", text, f"nothing: {where} names its own text tower", "leave it out")
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     backbone, facts = opened(where, text=text, strength=strength, mix=mix)
-    choose = _pictures if isinstance(backbone, StableDiffusion) else _videos
-    make = choose(where, backbone, asked, given, picture, first_frame)
+    make = _maker(where, backbone, asked, given, picture, first_frame, prior)
     target = out if out is not None else Path("samples") / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(facts['name'])}"
     wanted: list[str | None] = [*asked] or [None]
     told = _counted(progress, len(wanted))
     order = [(prompt, prompt or str(image), seed + i) for i, prompt in enumerate(wanted)]
-    clips = ((label, number, make(prompt, number, told(i))) for i, (prompt, label, number) in enumerate(order))
+    made = ((label, number, make(prompt, number, told(i))) for i, (prompt, label, number) in enumerate(order))
     identity = str(facts["run_id"] or backbone.base["digest"])
-    return _write(clips, target, how, identity, facts, given)
+    return _write(made, target, how, identity, facts, given)
 
 
 def _counted(progress: Progress | None, clips: int) -> Callable[[int], Progress]:
@@ -123,24 +125,52 @@ def _counted(progress: Progress | None, clips: int) -> Callable[[int], Progress]
     return of
 
 
-def _pictures(
+def _maker(
     where: str,
-    backbone: StableDiffusion,
+    backbone: Any,
+    prompts: Sequence[str],
+    given: dict[str, Any],
+    picture: np.ndarray | None,
+    first_frame: str | None,
+    prior: str | None,
+) -> Maker:
+    """What makes a clip, by what the backbone is."""
+    unclip = None if prior is None else opened_prior(prior, backbone)
+    if isinstance(backbone, Prior):
+        fix = f"name a Stable Video Diffusion, and this one with --prior {where}"
+        raise UserError(where, "a prior, which makes embeddings", "a model of pictures or video", fix)
+    if not hasattr(backbone, "makes"):
+        raise UserError(where, f"a {type(backbone).__name__}", "a model of pictures or video", "name another")
+    if isinstance(backbone, StableVideoDiffusion):
+        return _videos(where, backbone, prompts, given, picture, first_frame, unclip)
+    return _of_text(where, backbone, prompts, given, picture, first_frame)
+
+
+def _of_text(
+    where: str,
+    backbone: Any,
     prompts: Sequence[str],
     given: dict[str, Any],
     picture: np.ndarray | None,
     first_frame: str | None,
 ) -> Maker:
-    alien = {"--image": picture is not None, "--first-frame": bool(first_frame)}
-    alien |= {f"--{name.replace('_', '-')}": name in given for name in ("num_frames", "overlap", "decode_chunk_size")}
+    """Pictures or clips by a model that reads text alone."""
+    still = backbone.makes == "image"
+    alien = {"--image": picture is not None, "--first-frame": first_frame not in (None, "none")}
+    strange = ["overlap", "decode_chunk_size", *(["num_frames"] if still else [])]
+    alien |= {f"--{name.replace('_', '-')}": name in given for name in strange}
+    wanted = "a model of video" if still else "a model that starts from a picture"
     for option in (name for name, came in alien.items() if came):
-        raise UserError(option, f"{where}, a model of pictures", "a model of video", "leave the option out")
+        raise UserError(option, f"{where}, a model of {'pictures' if still else 'text alone'}", wanted, "leave it out")
     if not prompts:
         raise UserError(where, "no prompt", "what to show", "add --prompt")
-    tokenize(backbone.tokenizer, prompts, "cpu")  # the last prompt's fault is said before the first picture
-    return lambda prompt, seed, told: images(
-        backbone=backbone, prompts=[str(prompt)], seeds=[seed], progress=told, **given
-    )
+    backbone.check_prompts(prompts)  # the last prompt's fault is said before the first picture
+
+    def make(prompt: str | None, seed: int, told: Progress) -> np.ndarray:
+        how: dict[str, Any] = {"prompts": [str(prompt)], "seeds": [seed], "progress": told, **given}
+        return images(backbone=backbone, **how) if still else clips(backbone=backbone, **how)[0]
+
+    return make
 
 
 def _videos(
@@ -150,17 +180,18 @@ def _videos(
     given: dict[str, Any],
     picture: np.ndarray | None,
     first_frame: str | None,
+    prior: Prior | None,
 ) -> Maker:
     drawing = _drawing(backbone, first_frame) if prompts and picture is None else None
-    sampler = VideoSampler(backbone=backbone, first_frame=drawing)
-    if prompts and backbone.text is None and drawing is None:
+    sampler = VideoSampler(backbone=backbone, first_frame=drawing, prior=prior)
+    if prompts and backbone.text is None and drawing is None and prior is None:
         fix = "name a CLIP with --text, or have the prompt drawn with --first-frame"
         raise UserError(where, "a prompt, and no text tower to read it", "a text tower", fix)
     for tokenizer in (backbone.text and backbone.text.tokenizer, drawing and drawing.tokenizer):
         if tokenizer:
             tokenize(tokenizer, prompts, "cpu")  # the last prompt's fault is said before the first clip
     how: dict[str, Any] = {"first_frames": "none" if drawing is None else "generate"}
-    how["tokens"] = "image" if backbone.text is None else "text"
+    how["tokens"] = "image" if backbone.text is None and prior is None else "text"
     if picture is not None:
         size = (given.get("width", sampler.side), given.get("height", sampler.side))
         how["images"] = np.asarray(ImageOps.fit(Image.fromarray(picture), size, Image.Resampling.BICUBIC))[None]
@@ -179,6 +210,25 @@ def _videos(
         return to_bytes(make_one(prompts=words, seeds=[seed], progress=told, **how, **given)[0])
 
     return make
+
+
+def opened_prior(where: str, backbone: Any) -> Prior:
+    """The prior at a folder or hub id, checked against the model that is to read its embeddings.
+
+    Raises:
+        UserError: no prior there, or one whose embeddings this model was not made for.
+    """
+    prior, _ = artifact.opened(where)
+    if not isinstance(prior, Prior):
+        raise UserError("--prior", f"{where}, a {type(prior).__name__}", "a prior", "name another folder")
+    made = int(prior.prior.config.embedding_dim)
+    if not isinstance(backbone, StableVideoDiffusion) or backbone.conditioning_width != made:
+        read = getattr(backbone, "conditioning_width", "none")
+        wanted = "a Stable Video Diffusion that reads embeddings of that width"
+        raise UserError(
+            "--prior", f"embeddings of width {made} for a model that reads {read}", wanted, "choose another"
+        )
+    return prior
 
 
 def _drawing(backbone: StableVideoDiffusion, first_frame: str | None) -> StableDiffusion | None:

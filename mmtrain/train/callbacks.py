@@ -1,6 +1,7 @@
 """What watches a run: the log and its guard against NaN, checkpoints, the progress line."""
 
 import csv
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,11 @@ class Log(pl.Callback):
         append(self.path, rows)
         last = {name: value for name, value in rows[-1].items() if name != "step"}
         last["loss"] = sum(row["loss"] for row in rows) / len(rows)
+        last |= _by_noise(rows)
         step = int(rows[-1]["step"])
         self.shown = {**last, "samples/s": rate, "lr": module.optim.rate(step - 1, module.steps)}
-        self.loggers.each(lambda logger: logger.log_metrics(self.shown, step=step))
+        known = {name: value for name, value in self.shown.items() if not math.isnan(value)}
+        self.loggers.each(lambda logger: logger.log_metrics(known, step=step))
 
     def _rows(self, trainer: pl.Trainer) -> list[dict[str, Any]]:
         """What is pending as rows of the table, averaged over ranks."""
@@ -123,6 +126,13 @@ class Marks(pl.Callback):
             digest = checkpoint.digest(pl_module)
             if trainer.is_global_zero:
                 append(self.path, [{"step": step, "weights": digest}])
+
+
+def _by_noise(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Losses by share of noise, averaged over the rows in which a sample had it; NaN where none had."""
+    names = [name for name in rows[0] if name.startswith("noise ")]
+    known = {name: [row[name] for row in rows if not math.isnan(row[name])] for name in names}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in known.items()}
 
 
 class Checkpoints(pl.Callback):
@@ -208,7 +218,7 @@ class Shown(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         shown = self.log_.shown
-        facts = " ".join(f"{n} {shown[n]:.4g}" for n in shown if n != "lr")
+        facts = " ".join(f"{n} {shown[n]:.4g}" for n in shown if n != "lr" and " " not in n)
         facts += f" bad {len(self.stream.replaced)}" if self.stream.replaced else ""
         if self.bar is not None:
             self.bar.update(self.task, completed=pl_module.step, facts=facts)

@@ -68,6 +68,7 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
     if isinstance(ask.resume, Path):
         refuse_early(Run.open(ask.resume), cfg, ask.allow)
     backbone, adapters = artifact.assemble(cfg)
+    _lighten(backbone, schedule)
     folder, step = ranks.shared("run", lambda: taken_up(cfg, pixels, backbone, ask, voice))
     run = Run.open(folder)
     source = ranks.in_turn(lambda: _cached(cfg, pixels, backbone, schedule, voice))
@@ -106,6 +107,22 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
         run.update_manifest(finished=finished, step=until, replaced=replaced)
     voice(f"run: {escape(str(run.path))}")
     return run.path
+
+
+def _lighten(backbone: Any, schedule: Fit) -> None:
+    """Checkpointing and compilation of the network, where they are asked for.
+
+    Raises:
+        UserError: a network that cannot compute its blocks again.
+    """
+    network = backbone.network
+    if schedule.checkpointing:
+        if not getattr(network, "_supports_gradient_checkpointing", False):
+            came = f"a {type(network).__name__}, which has none"
+            raise UserError("trainer.checkpointing", came, "false", "set it so")
+        network.enable_gradient_checkpointing()
+    if schedule.compile:
+        network.compile()
 
 
 def _cached(cfg: DictConfig, pixels: Source | Mixture, backbone: Any, schedule: Fit, voice: Voice) -> Source | Mixture:

@@ -8,8 +8,12 @@ import torch
 from torch import distributed
 
 from mmtrain.data.stream import Stream
+from mmtrain.objective.denoise import held_out
 from mmtrain.rng import Rng
 from mmtrain.train.module import TrainModule
+
+SEED = 0
+"""Of noise and levels: the same for every run of a denoiser, so that losses of different objectives can be compared."""
 
 
 class HeldOut:
@@ -48,6 +52,8 @@ class HeldOut:
 
     def _loss(self, module: TrainModule, batch: Any) -> torch.Tensor:
         batch = batch.to(module.device)
+        if hasattr(module.backbone, "schedule"):  # the same measure for every objective of a denoiser
+            return held_out(module.backbone, batch, SEED, draws=1).mean().cpu()
         return module.objective(module.backbone, batch, Rng(self.seed, 0, batch.positions)).per_sample.mean().cpu()
 
     def _write(self, step: int, loss: float) -> None:

@@ -72,7 +72,9 @@ def train(job: Job) -> None:
     threads = _choose_threads(schedule, module, loader) if ranks.count == 1 else torch.get_num_threads()
     if ranks.is_first:
         run.update_manifest(trainable=count, frozen=max(frozen, 0), threads=threads, ranks=ranks.count)
-    job.voice(f"{count:,} weights train, {max(frozen, 0):,} are frozen; {threads} thread(s)")
+    kinds = " and ".join(sorted({str(w.dtype).removeprefix("torch.") for w in module.backbone.parameters()}))
+    held = f"{count:,} weights train, {max(frozen, 0):,} are frozen ({kinds}, computed in {schedule.precision})"
+    job.voice(f"{held}; {threads} thread(s)")
     for name, adapter in module.adapters.items():
         for group, weights in _groups(adapter).items():
             job.voice(f"  {name}: {sum(w.numel() for w in weights):,} in {group}")

@@ -163,6 +163,15 @@ def named_weights(adapters: dict[str, Any]) -> dict[str, nn.Parameter]:
 def _joined(parts: list[Loss]) -> Loss:
     """The losses of pieces as that of a batch, without gradients."""
     count = sum(len(part.per_sample) for part in parts)
-    shares = [len(part.per_sample) / count for part in parts]
-    logs = {n: torch.stack([w * p.logs[n] for w, p in zip(shares, parts, strict=True)]).sum(0) for n in parts[0].logs}
-    return Loss(torch.cat([part.per_sample.detach() for part in parts]), logs)
+    weights = torch.tensor([len(part.per_sample) / count for part in parts])
+    return Loss(
+        torch.cat([part.per_sample.detach() for part in parts]),
+        {name: _known_mean(torch.stack([part.logs[name] for part in parts]), weights) for name in parts[0].logs},
+    )
+
+
+def _known_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of ``values [n]`` that are numbers: a piece may have no sample of some noise level."""
+    known = ~values.isnan()
+    weights = weights.to(values) * known
+    return (values.nan_to_num() * weights).sum() / weights.sum()

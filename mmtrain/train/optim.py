@@ -23,6 +23,8 @@ class AdamW:
         scales: by an adapter's name, what its rate is multiplied by; 1 for those not named.
     """
 
+    bytes_each = 8  # that the optimizer keeps of each weight: two moments in 32 bits
+
     def __init__(
         self,
         *,

@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.generate import VideoSampler, clips, images
 from mmtrain.sample.mp4 import contact_sheet, write_mp4
 from mmtrain.train.loggers import Loggers
 from mmtrain.train.module import TrainModule
@@ -67,15 +67,17 @@ class Preview(pl.Callback):
         """Clips uint8 ``[b t h w c]``; pictures are clips of one frame."""
         how: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
         how["seeds"] = [self.seed + i for i in range(len(self.prompts))]
-        if isinstance(module.backbone, StableDiffusion):
-            return images(backbone=module.backbone, prompts=self.prompts, **how)[:, None]
-        if not isinstance(module.backbone, StableVideoDiffusion):
-            raise UserError(
-                "preview", f"a {type(module.backbone).__name__}", "a model that samples", "set preview=null"
-            )
+        backbone = module.backbone
+        makes = getattr(backbone, "makes", None)
+        if makes == "image":
+            return images(backbone=backbone, prompts=self.prompts, **how)[:, None]
+        if makes != "video":
+            raise UserError("preview", f"a {type(backbone).__name__}", "a model that samples", "set preview=null")
+        if not isinstance(backbone, StableVideoDiffusion):
+            return clips(backbone=backbone, prompts=self.prompts, **how)
         if self.drawing is not None and self.first is None:
             self.first = images(backbone=self.drawing, prompts=self.prompts, seeds=how["seeds"])
-        return VideoSampler(backbone=module.backbone).video(prompts=self.prompts, images=self.first, **how)
+        return VideoSampler(backbone=backbone).video(prompts=self.prompts, images=self.first, **how)
 
     def _write(self, trainer: pl.Trainer, step: int, clips: np.ndarray) -> None:
         assert self.folder is not None

@@ -18,6 +18,8 @@ class Fit:
         strategy: how several share the work: ``ddp`` (weights on each) or ``fsdp`` (weights in pieces on all).
         rank_timeout: seconds in which a rank must answer the others, or all stop.
         clip: norm to which gradients are clipped.
+        checkpointing: keep only each block's input, and compute the block again when its gradient is due.
+        compile: have torch compile the network; the first step then takes minutes.
         threads: CPU threads, or ``auto`` to measure which count pays on this machine now (one for each of several
             processes).
         num_workers: processes that decode.
@@ -41,6 +43,8 @@ class Fit:
         rank_timeout: float = 120.0,
         precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
         clip: float = 1.0,
+        checkpointing: bool = False,
+        compile: bool = False,
         threads: int | Literal["auto"] = "auto",
         num_workers: int = 0,
         ema: float | None = None,
@@ -59,6 +63,7 @@ class Fit:
         self.steps, self.batch_size, self.threads, self.num_workers = steps, batch_size, threads, num_workers
         self.accelerator, self.devices, self.strategy, self.precision = accelerator, devices, strategy, precision
         self.clip, self.ema, self.accumulate = clip, ema, accumulate
+        self.checkpointing, self.compile = checkpointing, compile
         self.log_every, self.checkpoint_every, self.keep = log_every, checkpoint_every, keep
         self.best, self.heldout_batches = best, heldout_batches
         self.num_nodes, self.rank_timeout = num_nodes, rank_timeout

@@ -8,7 +8,8 @@ import torch
 
 from mmtrain import config
 from mmtrain.adapter.bottleneck import Bottleneck
-from mmtrain.adapter.lora import LoRA, merged
+from mmtrain.adapter.injected import merged
+from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.batch import Batch
@@ -145,7 +146,7 @@ def test_a_bottleneck_behind_a_lora_layer_stays_there_when_that_is_folded(tiny_s
     torch.testing.assert_close(folded, live, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(folded, bare, rtol=1e-2)
     tight.attach(other)
-    with pytest.raises(UserError, match="the LoRA first"):
+    with pytest.raises(UserError, match="the lora first"):
         LoRA(rank=2, alpha=2, targets=["*.to_out.0"]).attach(other)
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmtrain import artifact, config
-from mmtrain.adapter.lora import LoRA, merged
+from mmtrain.adapter.injected import merged
+from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.codec import KLCodec
 from mmtrain.backbone.sd import StableDiffusion
@@ -160,7 +161,7 @@ def test_a_faulty_export_is_refused_and_nothing_is_left(
     svd_run: Run, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
 ):
     bare = StableVideoDiffusion(path=svd_run.cfg.backbone.path).unet
-    monkeypatch.setattr("mmtrain.backbone.svd.merged", lambda unet: bare)  # an export that forgot its adapters
+    monkeypatch.setattr("mmtrain.backbone.weights.merged", lambda unet: bare)  # an export that forgot its adapters
     with pytest.raises(UserError, match="weights of unet are not those that were trained"):
         export(str(svd_run.path), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -282,8 +283,8 @@ def test_opening_what_is_nothing(where: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_opening_what_samples_nothing(tmp_path: Path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    with pytest.raises(UserError, match="a WanPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "ShapEPipeline"}')
+    with pytest.raises(UserError, match="a ShapEPipeline"):
         artifact.opened(str(tmp_path))
 
 

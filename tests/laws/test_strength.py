@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmtrain import artifact
-from mmtrain.adapter.lora import merged
+from mmtrain.adapter.injected import merged
 from mmtrain.errors import UserError
 from mmtrain.sample.strength import opened
 from tests.laws.test_export import run_of

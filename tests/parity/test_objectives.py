@@ -9,6 +9,7 @@ from transformers import CLIPModel
 
 from mmtrain.backbone.clip import CLIP, prepare
 from mmtrain.backbone.codec import KLCodec, temporal_from
+from mmtrain.backbone.schedule import mix
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.text import tokenize, word_tokenizer
@@ -67,7 +68,7 @@ def test_denoising_of_sd_equals_diffusers(tiny_sd: Path):
     posterior = model.vae.encode(given.frames[:, 0]).latent_dist
     latents = posterior.mean + posterior.std * rng.normal("posterior", (4, 8, 8))
     latents = latents * model.vae.config.scaling_factor
-    steps, noise = model.draw_level(rng), rng.normal("noise", (4, 8, 8))
+    steps, noise = model.schedule.at(rng.spread("level")), rng.normal("noise", (4, 8, 8))
     ids, _ = tokenize(model.tokenizer, CAPTIONS, "cpu")
     noisy = scheduler.add_noise(latents, noise, steps)
     output = model.unet(noisy, steps, model.text_encoder(ids).last_hidden_state).sample
@@ -84,7 +85,8 @@ def test_prediction_of_svd_equals_the_scheduler_of_its_pipeline(tiny_svd: Path):
     scheduler = EulerDiscreteScheduler.from_pretrained(tiny_svd, subfolder="scheduler")
     scheduler.set_timesteps(1)
     sigma = scheduler.sigmas[0]
-    noisy = model.noise(model.draw_latents(encoded, Rng(0, 0, [0, 1, 2])), torch.randn(3, 3, 4, 8, 8), sigma.expand(3))
+    latents = model.draw_latents(encoded, Rng(0, 0, [0, 1, 2]))
+    noisy = mix(latents, torch.randn(3, 3, 4, 8, 8), *model.schedule.signal(sigma.expand(3)))
     scaled = scheduler.scale_model_input(noisy, scheduler.timesteps[0])
     image = condition["image_latents"][:, None].expand(-1, 3, -1, -1, -1)
     facts = torch.tensor([[6.0, 127.0, 0.02]]).expand(3, 3)
@@ -104,7 +106,7 @@ def test_weight_of_svd_makes_the_loss_that_of_the_raw_output(tiny_svd: Path):
     noisy = x + wide * n
     denoised = noisy / (wide**2 + 1) - raw * wide / (wide**2 + 1).sqrt()
     perfect = (noisy / (wide**2 + 1) - x) * (wide**2 + 1).sqrt() / wide
-    weighted = model.weight(sigma) * (denoised - x).square().mean(1)
+    weighted = model.schedule.weight(sigma) * (denoised - x).square().mean(1)
     torch.testing.assert_close(weighted, (raw - perfect).square().mean(1), rtol=1e-10, atol=1e-12)
 
 

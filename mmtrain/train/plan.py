@@ -1,0 +1,329 @@
+"""The plan of a run before it: what trains, bytes of each phase, operations and time of a step, disk, epochs.
+
+Read off the run's own code: backbone, adapters and one step are done on the meta device, where nothing is computed and
+no weight is needed. What is known of time is a range, by the device's data sheet.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from mmtrain import config
+from mmtrain.artifact import attached
+from mmtrain.backbone.outline import outlined
+from mmtrain.data.source import Source
+from mmtrain.errors import UserError
+from mmtrain.train.devices import SHARES, Device
+from mmtrain.train.measure import Tally, measured
+from mmtrain.train.module import named_weights
+
+ENCODED = 8  # clips that are encoded at once (`train/fit.py`)
+SPARE = 0.94  # of a device's memory, what is left when its own libraries have taken theirs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a step's cost depends on besides the model."""
+
+    batch_size: int
+    frames: int
+    height: int
+    width: int
+    sixteen: bool
+
+
+@dataclass
+class Plan:
+    """A run in numbers; bytes unless said otherwise.
+
+    Attributes:
+        parts: weights of each part of the backbone.
+        trainable, frozen: weights.
+        phases: bytes at the worst moment of each.
+        flops: of one step, or 0 where the family has no outline of a step.
+        samples: of the data set, or None where it is not there yet.
+        disk: what is written.
+    """
+
+    settings: Settings
+    steps: int
+    parts: dict[str, int]
+    trainable: int
+    frozen: int
+    phases: dict[str, int] = field(default_factory=dict)
+    flops: int = 0
+    samples: int | None = None
+    disk: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values())
+
+
+def outline(cfg: DictConfig) -> tuple[Any, dict[str, nn.Parameter]]:
+    """Backbone with its adapters on the meta device, and what trains by ``<adapter>/<weight>``.
+
+    Raises:
+        UserError: what attaching refuses, and a hub id of which nothing is known.
+    """
+    with outlined(), torch.random.fork_rng(devices=[]):
+        backbone = config.build(cfg.backbone).to("meta")
+        adapters = attached(backbone, cfg.adapters)
+    for adapter in adapters.values():
+        adapter.to("meta")
+    backbone.to("meta")
+    return backbone, named_weights(adapters)
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """The plan of a checked config.
+
+    Raises:
+        UserError: a resolution, a number of frames or a target that the model cannot take, before anything is loaded.
+    """
+    backbone, weights = outline(cfg)
+    source = _source(cfg)
+    settings = _settings(cfg, backbone, source)
+    trainable = sum(w.numel() for w in weights.values())
+    parts = {name: sum(w.numel() for w in part.parameters()) for name, part in models(backbone).items()}
+    made = Plan(settings, cfg.trainer.steps, parts, trainable, max(0, sum(parts.values()) - trainable))
+    made.samples = None if source is None else len(source)
+    _phases(made, cfg, backbone, weights)
+    _disk(made, cfg, backbone)
+    return made
+
+
+def models(backbone: Any) -> dict[str, nn.Module]:
+    """The backbone's networks by name; adapters inside them are counted where they stand."""
+    if hasattr(backbone, "parts"):
+        return {name: part for name, part in backbone.parts().items() if isinstance(part, nn.Module)}
+    return {name: part for name, part in backbone.named_children() if name != "bridge"}
+
+
+def _source(cfg: DictConfig) -> Source | None:
+    """The data set, if it is a folder of shards that is there: nothing is packed or fetched for a plan."""
+    node = cfg.dataset
+    if node.get("_target_") != "mmtrain.data.source.Source" or not Path(str(node.shards)).exists():
+        return None
+    source: Source = config.build(node)
+    return source
+
+
+def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings:
+    height, width = getattr(backbone, "size", (64, 64))
+    frames = cfg.dataset.get("num_frames") or getattr(backbone, "num_frames", None) or 1
+    if source is not None and source.kind != "encoded":
+        frames, height, width, _ = source.sample(0).frames.shape
+    elif cfg.dataset.get("size"):
+        height = width = int(cfg.dataset.size)
+    unit = getattr(backbone, "multiple", 1)
+    if height % unit or width % unit:
+        near = f"{max(1, round(height / unit)) * unit} × {max(1, round(width / unit)) * unit}"
+        wanted = f"multiples of {unit}, by this model's codec"
+        raise UserError("dataset.size", f"{height} × {width} pixels", wanted, f"try {near}")
+    if hasattr(backbone, "check_frames"):
+        backbone.check_frames(int(frames))
+    trainer = cfg.trainer
+    sixteen = str(trainer.get("precision", "32-true")) != "32-true"
+    size = trainer.batch_size // max(1, int(trainer.get("accumulate", 1)))
+    return Settings(size, int(frames), height, width, sixteen)
+
+
+# phases ---------------------------------------------------------------------------------------------------------------
+
+
+def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Parameter]) -> None:
+    held = sum(t.numel() * t.element_size() for t in [*backbone.parameters(), *backbone.buffers()])
+    inside = {id(w) for w in backbone.parameters()}
+    held += sum(w.numel() * w.element_size() for w in weights.values() if id(w) not in inside)
+    own = 4 * made.trainable
+    state = own * (cfg.trainer.get("ema") is not None) + config.build(cfg.optim).bytes_each * made.trainable
+    made.phases["load"] = held
+    if hasattr(backbone, "vae"):
+        clips = ENCODED if cfg.get("cache") else made.settings.batch_size
+        made.phases["encode"] = held + _codec(backbone, made.settings, clips, decode=False).peak
+    if hasattr(backbone, "example"):
+        cost = step(backbone, made.settings)
+        made.flops = cost.flops
+        made.phases["step"] = held + state + cost.peak
+        if cfg.get("preview") is not None:
+            made.phases["preview"] = held + state + _preview(backbone, made.settings, len(cfg.preview.prompts))
+    made.phases["save"] = held + state  # files are written from what is there
+
+
+def step(backbone: Any, settings: Settings) -> Tally:
+    """What one training step costs beyond what is held: activations, gradients, operations.
+
+    Checkpointing is not followed on the meta device: with it a step takes less than is said here.
+    """
+    network = backbone.network
+    kind = torch.bfloat16 if settings.sixteen else torch.float32
+    before = {name: w.dtype for name, w in network.named_parameters()}
+    network.to(kind)
+
+    def work() -> None:
+        latents, level, condition = backbone.example(
+            settings.batch_size, settings.frames, settings.height, settings.width
+        )
+        latents, condition = latents.to(kind), {n: _cast(t, kind) for n, t in condition.items()}
+        error = backbone.predict(latents, level, condition) - torch.empty_like(latents)
+        torch.autograd.backward(error.square().flatten(1).mean(1).mean())
+
+    cost = measured(work, outline=True)
+    if settings.sixteen:  # a mixed-precision run keeps gradients in the weights' own 32 bits
+        cost.peak += sum(2 * w.numel() for w in network.parameters() if w.requires_grad)
+    network.zero_grad()
+    if before:
+        network.to(torch.float32)
+    return cost
+
+
+def _cast(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    return tensor.to(kind) if tensor.is_floating_point() else tensor
+
+
+def _codec(backbone: Any, settings: Settings, clips: int, *, decode: bool) -> Tally:
+    """The codec's cost of encoding pixels or decoding latents of some clips."""
+    codec, frames = backbone.vae, settings.frames if getattr(backbone, "makes", "") == "video" else 1
+    pixels: Tensor = torch.empty(clips * frames, 3, settings.height, settings.width, device="meta")
+    over_time = "Wan" in type(codec).__name__
+    pixels = pixels.unflatten(0, (clips, frames)).transpose(1, 2) if over_time else pixels
+
+    @torch.no_grad()
+    def work() -> None:
+        if not decode:
+            codec.encode(pixels)
+            return
+        latents = torch.empty_like(codec.encode(pixels[:1]).latent_dist.mean).expand(len(pixels), *[-1] * 3)
+        codec.decode(latents, **({"num_frames": frames} if "Temporal" in type(codec).__name__ else {}))
+
+    if decode and over_time:
+        return _decoded_over_time(codec, pixels)
+    return measured(work, outline=True)
+
+
+def _decoded_over_time(codec: Any, pixels: Tensor) -> Tally:
+    with torch.no_grad():
+        latents = codec.encode(pixels).latent_dist.mean
+        return measured(lambda: codec.decode(latents), outline=True)
+
+
+def _preview(backbone: Any, settings: Settings, prompts: int) -> int:
+    """Bytes of sampling some prompts at once with guidance: a folded copy of the network, then the worse of a step of
+    twice that many samples and of decoding them."""
+    network = sum(w.numel() * w.element_size() for w in backbone.network.parameters())
+
+    @torch.no_grad()
+    def work() -> None:
+        given = backbone.example(2 * prompts, settings.frames, settings.height, settings.width)
+        backbone.predict(*given)
+
+    decoding = _codec(backbone, settings, prompts, decode=True).peak if hasattr(backbone, "vae") else 0
+    return network + max(measured(work, outline=True).peak, decoding)
+
+
+# disk and words -------------------------------------------------------------------------------------------------------
+
+
+def _disk(made: Plan, cfg: DictConfig, backbone: Any) -> None:
+    copies = 1 + (cfg.trainer.get("ema") is not None) + config.build(cfg.optim).bytes_each / 4
+    made.disk["checkpoints"] = int((cfg.trainer.get("keep", 1) + 1) * 4 * made.trainable * copies)
+    if cfg.get("cache") and made.samples is not None and hasattr(backbone, "example"):
+        latents, _, _ = backbone.example(1, made.settings.frames, made.settings.height, made.settings.width)
+        made.disk["cache"] = made.samples * 2 * 2 * latents.numel()  # mean and deviation in 16 bits
+
+
+def what_fits(cfg: DictConfig, made: Plan, device: Device) -> Settings | None:
+    """The settings nearest to those asked for whose step fits a device; None if the plan's own does, or none does."""
+    room = SPARE * device.memory
+    if made.phases.get("step", 0) <= room or made.phases["load"] > room:
+        return None
+    backbone, _ = outline(cfg)
+    beyond = made.phases["step"] - step(backbone, made.settings).peak
+    return next((s for s in _nearer(made.settings) if beyond + step(backbone, s).peak <= room), None)
+
+
+def _nearer(asked: Settings) -> Iterator[Settings]:
+    """From little changed to much: 16 bits, then ever smaller batches with them."""
+    size = asked.batch_size
+    while size >= 1:
+        yield replace(asked, batch_size=size, sixteen=True)
+        size //= 2
+
+
+def words(made: Plan, device: Device, fit: Settings | None = None) -> list[str]:
+    """The plan in lines.
+
+    Args:
+        made: the plan.
+        device: that it is for.
+        fit: settings whose step would fit, where the plan's does not.
+    """
+    s = made.settings
+    lines = [f"weights: {made.trainable:,} train, {made.frozen:,} are frozen"]
+    lines += [f"  {name}: {count:,}" for name, count in made.parts.items()]
+    shape = f"{s.batch_size} × {s.frames} frames of {s.height} × {s.width}"
+    lines.append(f"memory at {shape}, {'mixed 16' if s.sixteen else '32'} bits:")
+    lines += [f"  {name}: {_size(count)}" for name, count in made.phases.items()]
+    limit = SPARE * device.memory
+    over = [name for name, count in made.phases.items() if count > limit]
+    enough = f"too little for {', '.join(over)}" if over else "enough"
+    lines.append(f"  {device.name} has {_size(device.memory)}: {enough}")
+    if over:
+        lines.append(f"  {_advice(s, fit, over)}")
+    if made.flops:
+        lines.append(_time(made, device))
+    if made.samples is not None:
+        seen = made.steps * s.batch_size / max(1, made.samples)
+        lines.append(f"epochs: {seen:.3g} of {made.samples:,} samples")
+    else:
+        lines.append("epochs: not known, the data is not there yet")
+    lines.append("disk: " + ", ".join(f"{name} {_size(count)}" for name, count in made.disk.items()))
+    return lines
+
+
+def _advice(asked: Settings, fit: Settings | None, over: list[str]) -> str:
+    if "load" in over:
+        return "the weights alone do not fit: choose a larger device"
+    if fit is None:
+        return "neither batch size nor precision makes it fit: try trainer.checkpointing=true, or a larger device"
+    changed: dict[str, str] = {}
+    if fit.batch_size != asked.batch_size:
+        changed["trainer.batch_size"] = str(fit.batch_size)
+    if fit.sixteen and not asked.sixteen:
+        changed["trainer.precision"] = "bf16-mixed"
+    return "its step would fit with " + " ".join(f"{name}={value}" for name, value in changed.items())
+
+
+def _time(made: Plan, device: Device) -> str:
+    peak = device.flops_16 if made.settings.sixteen else device.flops_32
+    slow, fast = (made.flops / (share * peak) for share in SHARES)
+    total = f"{_duration(fast * made.steps)} to {_duration(slow * made.steps)} for {made.steps:,} steps"
+    return (
+        f"time: {made.flops / 1e12:.3g} TFLOP a step; on {device.name} at {SHARES[1]:.0%} to {SHARES[0]:.0%} of "
+        f"its {peak / 1e12:.3g} TFLOP/s {fast:.3g} to {slow:.3g} s a step, {total}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def plain(made: Plan) -> dict[str, Any]:
+    """The plan's numbers, for a file."""
+    return {**{k: v for k, v in vars(made).items() if k != "settings"}, "settings": vars(made.settings)}
