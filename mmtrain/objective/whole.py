@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmtrain import ranks
 from mmtrain.batch import Batch, Loss
-from mmtrain.errors import UserError
+from mmtrain.errors import Failure, UserError
 from mmtrain.objective.tiles import Compared, Names
 from mmtrain.rng import Rng, drops_out
 
@@ -51,7 +51,8 @@ class WholeBatch(ABC):
             pieces: in how many the batch goes through the towers.
 
         Raises:
-            UserError: a batch of one pair, an empty caption, widths that differ, an embedding that is not finite.
+            UserError: a batch of one pair, an empty caption, widths that differ.
+            Failure: an embedding that is not finite.
         """
         _check_batch(batch)
         shown, said = embed(backbone, batch, rng, pieces)
@@ -123,7 +124,7 @@ def _check_embeddings(batch: Batch, shown: Tensor, said: Tensor) -> None:
             if bad:
                 came = f"the embedding of what is {side} is not finite"
                 keys = ", ".join(repr(batch.keys[i]) for i in bad[:8])
-                raise UserError(f"sample {keys}", came, "numbers", "lower optim.lr, or look at these samples")
+                raise Failure(f"sample {keys}", came, "numbers", "lower optim.lr, or look at these samples")
 
 
 @torch.no_grad()

@@ -54,6 +54,12 @@ class Log(pl.Callback):
         if pl_module.step % self.every == 0 or pl_module.step == pl_module.steps:
             self.flush(trainer, pl_module)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """A loss that is not finite, and was not fetched yet, came before whatever it led to. Raises Failure."""
+        for step, loss, _, keys in self.pending:
+            if not torch.isfinite(loss):
+                raise _not_finite(step, float(loss), f"on the samples {', '.join(keys)}") from exception
+
     def flush(self, trainer: pl.Trainer, module: TrainModule) -> None:
         """Write what was not written yet. Raises Failure at a loss that is not finite."""
         if not self.pending:
@@ -85,11 +91,15 @@ class Log(pl.Callback):
         for (step, _, _, keys), mine, value in zip(pending, own[:, 0], table[:, 0], strict=True):
             if not torch.isfinite(value):
                 told = f"on the samples {', '.join(keys)}" if not torch.isfinite(mine) else "on another rank"
-                fix = "lower optim.lr, or look at these samples; the last checkpoint is from before"
-                raise Failure(f"step {step}", f"the loss is {float(value)} {told}", "a finite loss", fix)
+                raise _not_finite(step, float(value), told)
         return [
             {"step": p[0], **dict(zip(names, row, strict=True))} for p, row in zip(pending, table.tolist(), strict=True)
         ]
+
+
+def _not_finite(step: int, loss: float, where: str) -> Failure:
+    fix = "lower optim.lr, or look at these samples; the last checkpoint is from before"
+    return Failure(f"step {step}", f"the loss is {loss} {where}", "a finite loss", fix)
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
