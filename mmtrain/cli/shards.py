@@ -22,6 +22,7 @@ def add(verbs: Any) -> None:
     world.add_argument("--captions-each", type=positive, default=3, help="wordings of each clip's caption (default 3)")
     world.add_argument("--two-objects", type=share, default=0.3, help="share of clips with two objects (default 0.3)")
     world.add_argument("--brand", action="store_true", help="in the style of a made-up brand, captions with its token")
+    world.add_argument("--stills", action="store_true", help="the first frame of each clip alone")
     world.add_argument("--shard-size", type=positive, default=500, help="clips in a shard (default 500)")
     pack = add_verb(kinds, "pack", _pack, "pack captioned images and clips, or shards again, into shards")
     text = "files, each with a .txt or in a metadata table; a .csv, .jsonl or .parquet; or shards"
@@ -67,10 +68,11 @@ def _world(args: argparse.Namespace) -> None:
     from mmtrain.data.shards import write_world
 
     names = ("split", "count", "seed", "captions_each", "two_objects", "shard_size")
-    with bar("clips") as progress:
+    what = "stills" if args.stills else "clips"
+    with bar(what) as progress:
         chosen = {name: vars(args)[name] for name in names}
-        folder = write_world(args.folder, **chosen, branded=args.brand, progress=progress)
-    print(f"{folder}: {args.count} clips")
+        folder = write_world(args.folder, **chosen, branded=args.brand, stills=args.stills, progress=progress)
+    print(f"{folder}: {args.count} {what}")
 
 
 def _pack(args: argparse.Namespace) -> None:

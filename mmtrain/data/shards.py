@@ -122,6 +122,7 @@ def write_world(
     two_objects: float = 0.3,
     shard_size: int = 500,
     branded: bool = False,
+    stills: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes ``count`` clips of the procedural world with captions (.txt) and facts (.json); returns the folder.
@@ -130,6 +131,7 @@ def write_world(
         split: ``train``, ``heldout`` (combinations that training never holds) or ``clutter`` (crowded single frames
             without captions, for codecs).
         branded: whether in the style of the brand kit (`brand.py`), captions with its token.
+        stills: whether only the first frame of each clip is drawn.
         progress: called with (written, count) after each sample.
 
     Raises:
@@ -143,7 +145,8 @@ def write_world(
         raise UserError("brand", "clutter", "scenes: train or heldout", "leave out one of the two")
     drawn = brand.samples if branded else world.samples
     with ShardWriter(folder, max_samples=shard_size) as writer:
-        for key, frames, captions, truth in drawn(seed, split, count, captions_each, two_objects):
+        num_frames = 1 if stills else world.NUM_FRAMES
+        for key, frames, captions, truth in drawn(seed, split, count, captions_each, two_objects, num_frames):
             facts = {"fps": WORLD_FPS, "num_frames": len(frames), "truth": truth}
             text = json.dumps(facts, sort_keys=True).encode()
             words = "".join(f"{line}\n" for line in captions).encode()

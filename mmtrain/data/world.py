@@ -223,7 +223,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def samples(
-    seed: int, split: str, count: int, captions_each: int = 3, two_objects: float = 0.3
+    seed: int, split: str, count: int, captions_each: int = 3, two_objects: float = 0.3, num_frames: int = NUM_FRAMES
 ) -> Iterator[tuple[str, np.ndarray, list[str], dict[str, Any]]]:
     """Key, frames uint8 ``[t h w c]``, captions and truth of each of ``count`` scenes; clutter has no words."""
     for index in range(count):
@@ -233,7 +233,7 @@ def samples(
         drawn = scene(seed, split, index, two_objects)
         rng = rng_of("caption", seed, split, index)
         words = [caption(drawn, rng) for _ in range(captions_each)]
-        yield f"{split}-{index:06d}", render(drawn), words, drawn.truth()
+        yield f"{split}-{index:06d}", render(drawn, num_frames), words, drawn.truth()
 
 
 def clutter(seed: int, index: int) -> np.ndarray:

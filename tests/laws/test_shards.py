@@ -40,6 +40,15 @@ def test_the_same_world_gives_the_same_bytes(folder: Path, tmp_path: Path) -> No
     assert tars(other) != tars(folder)
 
 
+def test_stills_are_the_first_frames(folder: Path, tmp_path: Path) -> None:
+    stills = Source(shards=str(write_world(tmp_path / "s", split="train", count=3, seed=1, stills=True)))
+    clips = Source(shards=str(folder))
+    for i in range(3):
+        still, clip = stills.sample(i), clips.sample(i)
+        assert np.array_equal(still.frames, clip.frames[:1])
+        assert (still.captions, still.truth) == (clip.captions, clip.truth)
+
+
 def test_the_world_comes_back_exactly(folder: Path) -> None:
     source = Source(shards=str(folder))
     motions = set()
