@@ -18,7 +18,7 @@ $mmtrain check svd_text_bridge "dataset.shards=$out/shards"
 say "3/7 train: text to the conditioning of a frozen Stable Video Diffusion"
 $mmtrain train svd_text_bridge "dataset.shards=$out/shards" "cache=$out/cache" "folder=$out/runs" \
     preview=clips preview.every=150 'preview.sd=${shipped:sd}' \
-    'preview.prompts=["a large red circle moving left on a white background","a small yellow cross growing on black"]'
+    'trainer.precision=${native_precision:cpu}' 'preview.prompts=["a large red circle moving left on a white background","a small yellow cross growing on black"]'
 run=$(ls -d "$out"/runs/*/)
 
 say "4/7 export: the adapter, and a folder that vanilla diffusers opens"

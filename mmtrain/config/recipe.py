@@ -42,7 +42,15 @@ def shipped(name: str) -> str:
     return str(BACKBONES / name)
 
 
+def native_precision(accelerator: str) -> str:
+    """What a device computes fastest in: ``${native_precision:cpu}`` in a config; recorded as what it came to."""
+    from mmtrain.threads import multiplies_bf16
+
+    return "bf16-mixed" if multiplies_bf16(accelerator) else "32-true"
+
+
 OmegaConf.register_new_resolver("shipped", shipped, replace=True)
+OmegaConf.register_new_resolver("native_precision", native_precision, replace=True)
 
 
 class RecipeSource(FileConfigSource):

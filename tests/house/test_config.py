@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from mmtrain import config
 from mmtrain.config.target import parameters
 from mmtrain.errors import UserError, UserErrors
+from mmtrain.run import resolved
 from tests.house import targets
 
 TOY = str(Path(__file__).parent / "toy.yaml")
@@ -222,3 +223,11 @@ def test_parts_of_a_config_that_come_from_data_are_checked_too():
     found = [fault.where for fault in raised.value.errors]
     first = ["adapters.sly.targets[0]", "adapters.motion.rank", "adapters.evil._target_"]
     assert found == [*first, "seed", "sed"]
+
+
+def test_native_precision_is_what_the_machine_multiplies_fastest(monkeypatch: pytest.MonkeyPatch):
+    """The recorded config holds the outcome, so that a run again elsewhere computes the same."""
+    for tiles, wanted in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda tiles=tiles: tiles)
+        cfg = config.compose("pretrain_clip", ["trainer.precision=${native_precision:cpu}"])
+        assert resolved(config.checked(cfg))["trainer"]["precision"] == wanted
