@@ -6,11 +6,14 @@ worker, and after any number of restarts.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from mmtrain.errors import UserError
 
 _GOLDEN = 11400714819323198485  # 2⁶⁴ / golden ratio, odd
 
@@ -79,9 +82,19 @@ class KeyedDropout(TorchDispatchMode):
     (frames, heads), a sample's rows together.
     """
 
-    def __init__(self, rng: Rng) -> None:
+    inside: ClassVar[list["KeyedDropout"]] = []  # those that are entered, the innermost last
+
+    def __init__(self, rng: Rng, calls: int = 0) -> None:
         super().__init__()
-        self.rng, self.calls = rng, 0
+        self.rng, self.calls = rng, calls
+
+    def __enter__(self) -> Self:
+        self.inside.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *why: Any) -> None:
+        self.inside.remove(self)
+        super().__exit__(*why)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         found = _DRAWS.get(func)
@@ -91,11 +104,12 @@ class KeyedDropout(TorchDispatchMode):
         """Boolean of the tensor's shape: true with the given chance.
 
         Raises:
-            ValueError: the tensor's first axis is not that of the samples.
+            UserError: the tensor's first axis is not that of the samples.
         """
         samples = len(self.rng.positions)
         if not like.ndim or len(like) % samples:
-            raise ValueError(f"dropout of {tuple(like.shape)}, whose first axis does not hold {samples} samples")
+            came = f"of a tensor {list(like.shape)}, whose first axis does not hold {samples} samples"
+            raise UserError("dropout", came, "samples on the first axis", "choose other targets, or dropout 0")
         stream, self.calls = f"dropout {self.calls}", self.calls + 1
         shape = (len(like) // samples, *like.shape[1:])
         return (self.rng.uniform(stream, shape) < chance).flatten(0, 1).to(like.device)
@@ -114,6 +128,22 @@ _DRAWS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.bernoulli_.float: KeyedDropout._bernoulli,
     torch.ops.aten.native_dropout.default: KeyedDropout._native,
 }
+
+
+def computed_again(block: Callable[..., Any], *given: Any) -> Any:
+    """torch's checkpoint of a block, whose second pass has the dropout of the first."""
+    if not KeyedDropout.inside:
+        return checkpoint(block, *given, use_reentrant=False)
+    around = KeyedDropout.inside[-1]
+    before = around.calls
+
+    def keyed(*given: Any) -> Any:
+        with KeyedDropout(around.rng, before) as own:
+            made = block(*given)
+        around.calls = own.calls
+        return made
+
+    return checkpoint(keyed, *given, use_reentrant=False)
 
 
 def drops_out(network: torch.nn.Module) -> bool:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Self
 
 from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -101,6 +101,18 @@ class Injected(nn.Module, ABC):
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """Fill what trains; strict."""
         load_weights(self.named_weights(), weights, f"adapter {self.name}")
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for its own layers, with their dropout; never for the frozen layers that they stand around."""
+        assert self._network is not None, "attach first"
+        self.training = mode
+        for layer in self._network.modules():
+            if isinstance(layer, BaseTunerLayer) and self.slot in _slots(layer):
+                layer.training = mode  # peft asks it, besides the dropout itself
+                for held in layer.children():
+                    if isinstance(held, nn.ModuleDict) and self.slot in held:
+                        held[self.slot].train(mode)
+        return self
 
 
 def patterns(targets: Sequence[str] | str, backbone: Any, name: str) -> list[str]:

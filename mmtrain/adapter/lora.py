@@ -19,7 +19,7 @@ class LoRA(Injected):
         rank: r.
         alpha: α; the update is scaled by α / r.
         targets: shell patterns over module names of the backbone's network, or one of its presets.
-        dropout: on the input of the update.
+        dropout: chance that an input of the update is left out while training; drawn by (seed, step, sample).
         dora: split each weight into length and direction, and adapt both.
         init: of A: ``kaiming`` (Hu et al.'s) or ``gaussian``; B is zero.
         rank_pattern, alpha_pattern: regular expressions over module names, and the r or α of the layers they match.

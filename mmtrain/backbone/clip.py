@@ -142,11 +142,12 @@ def fresh(*, words: list[str], max_tokens: int, text: dict[str, Any], vision: di
     return clip
 
 
-def spread_words(embeddings: nn.Module) -> None:
+def spread_words(embeddings: Any) -> None:
     """Sets a fresh text tower's words far apart: tokens of deviation 0.4 at places of 0.1.
 
-    At the library's 0.02 a word is a fiftieth of what the first attention adds to it: words that pictures tell apart with
-    effort (*circle*, *square*) came out of the trained tower the same, and no denoiser could be told the one from the other.
+    At the library's 0.02 a word is a fiftieth of what the first attention adds to it: words that pictures tell apart
+    with effort (*circle*, *square*) came out of the trained tower the same, and no denoiser could be told the one from
+    the other.
     """
     nn.init.normal_(embeddings.token_embedding.weight, std=0.4)
     nn.init.normal_(embeddings.position_embedding.weight, std=0.1)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ class Mixture(Stream):
     Which source a position comes from, and which place in that source's order, are a pure function of (seed, position,
     weights): over every 10 000 positions the weights hold to one part in 10 000. So the state is that of one source,
     the batches consumed and the samples replaced. If a source has buckets, sources take turns by whole batches, and the
-    weights hold over every 10 000 batches.
+    weights hold over every 10 000 batches. Keys have their source's name in front: ``photographs/000001``.
 
     Args:
         sources: by name; all of pixels or all of encoder outputs. Samples of one batch must have one shape: give
@@ -82,10 +83,11 @@ class Mixture(Stream):
         return MixedOrder(orders=orders, bases=self.bases[:-1], shares=self.shares, seed=seed, unit=unit)
 
     def row(self, i: int, seed: int, position: int, bad: dict[int, BadSample]) -> Row:
-        base, source = self._owner(i)
+        base, name = self._owner(i)
         failed: dict[int, BadSample] = {}
         try:
-            return source.row(i - base, seed, position, failed)
+            row = self.sources[name].row(i - base, seed, position, failed)
+            return replace(row, key=f"{name}/{row.key}")  # sources number their samples alike
         finally:
             bad |= {base + number: why for number, why in failed.items()}
 
@@ -100,11 +102,12 @@ class Mixture(Stream):
 
     def note(self, bad: dict[int, BadSample]) -> None:
         for i, why in bad.items():
-            base, source = self._owner(i)
-            source.note({i - base: why})
+            base, name = self._owner(i)
+            self.sources[name].note({i - base: why})
 
-    def _owner(self, i: int) -> tuple[int, Source]:
-        for base, source in zip(self.bases, self.sources.values(), strict=False):
+    def _owner(self, i: int) -> tuple[int, str]:
+        """The first number of the source that has sample i, and its name."""
+        for base, (name, source) in zip(self.bases, self.sources.items(), strict=False):
             if i < base + len(source):
-                return base, source
+                return base, name
         raise IndexError(i)

@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +106,16 @@ class Source(Stream):
     def kind(self) -> str:
         return self._kind
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
-        return self.index.keys
+        """A name for each sample and for no other: its key; where several shards have that key, with its shard's number
+        before it, since a contrastive loss takes equal names for one picture."""
+        counted = Counter(self.index.keys)
+        if len(counted) == len(self):
+            return self.index.keys
+        numbers = np.repeat(np.arange(len(self.index.shards)), self.index.lengths).tolist()
+        pairs = zip(numbers, self.index.keys, strict=True)
+        return [key if counted[key] == 1 else f"{number}/{key}" for number, key in pairs]
 
     @property
     def replaced(self) -> dict[int, BadSample]:

@@ -10,10 +10,11 @@ from torch import distributed
 from mmtrain.data.stream import Stream
 from mmtrain.objective.denoise import held_out
 from mmtrain.rng import Rng
+from mmtrain.sample.generate import evaluating
 from mmtrain.train.module import TrainModule
 
 SEED = 0
-"""Of noise and levels: the same for every run of a denoiser, so that losses of different objectives can be compared."""
+"""Of the order, noise and levels: the same for every run, so that losses of different seeds and objectives compare."""
 
 
 class HeldOut:
@@ -21,27 +22,22 @@ class HeldOut:
     time, and keeps ``heldout.csv``.
 
     Args:
-        stream: the samples; in the order of ``seed``, from their beginning.
+        stream: the samples; in the order of `SEED`, from their beginning, whatever the run's own seed is.
         batch_size: over all ranks.
         batches: how many are measured.
         file: the table of steps and losses.
     """
 
-    def __init__(self, stream: Stream, *, seed: int, batch_size: int, batches: int, file: Path) -> None:
-        self.stream, self.seed, self.batch_size, self.batches, self.file = stream, seed, batch_size, batches, file
+    def __init__(self, stream: Stream, *, batch_size: int, batches: int, file: Path) -> None:
+        self.stream, self.batch_size, self.batches, self.file = stream, batch_size, batches, file
 
     @torch.no_grad()
     def __call__(self, module: TrainModule, rank: int, world_size: int) -> float:
         """The mean loss, the same on every rank."""
         share = {"rank": rank, "world_size": world_size}
-        loader = self.stream.loader(seed=self.seed, batch_size=self.batch_size, steps=self.batches, **share)
-        training = module.backbone.training
-        module.backbone.eval()
-        try:
-            with module.averaged():
-                losses = [self._loss(module, batch) for batch in loader]
-        finally:
-            module.backbone.train(training)
+        loader = self.stream.loader(seed=SEED, batch_size=self.batch_size, steps=self.batches, **share)
+        with evaluating(module.backbone), module.averaged():
+            losses = [self._loss(module, batch) for batch in loader]
         total = torch.stack(losses).double().mean()
         if world_size > 1:
             distributed.all_reduce(total)
@@ -54,7 +50,7 @@ class HeldOut:
         batch = batch.to(module.device)
         if hasattr(module.backbone, "schedule"):  # the same measure for every objective of a denoiser
             return held_out(module.backbone, batch, SEED, draws=1).mean().cpu()
-        return module.objective(module.backbone, batch, Rng(self.seed, 0, batch.positions)).per_sample.mean().cpu()
+        return module.objective(module.backbone, batch, Rng(SEED, 0, batch.positions)).per_sample.mean().cpu()
 
     def _write(self, step: int, loss: float) -> None:
         rows = list(csv.reader(self.file.open(newline=""))) if self.file.exists() else [["step", "loss"]]

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from mmtrain import artifact, config
+from mmtrain import config
 from mmtrain.data.stream import Stream
 from mmtrain.run import Run
 from mmtrain.threads import calibrate
@@ -17,7 +17,7 @@ from mmtrain.train.callbacks import Checkpoints, Log, Marks, Shown
 from mmtrain.train.heldout import HeldOut
 from mmtrain.train.launch import Ranks
 from mmtrain.train.loggers import Loggers
-from mmtrain.train.module import TrainModule
+from mmtrain.train.module import TrainModule, train_what_trains
 from mmtrain.train.schedule import Fit
 from mmtrain.train.stop import Stop
 from mmtrain.train.strategy import arguments
@@ -78,7 +78,7 @@ def train(job: Job) -> None:
     for name, adapter in module.adapters.items():
         for group, weights in _groups(adapter).items():
             job.voice(f"  {name}: {sum(w.numel() for w in weights):,} in {group}")
-    module.backbone.train(artifact.is_whole_backbone(dict(module.adapters.items())))
+    train_what_trains(module.backbone, dict(module.adapters.items()))
     try:
         trainer.fit(module, loader)
     finally:
@@ -120,7 +120,7 @@ def _heldout(cfg: DictConfig, schedule: Fit, run: Run) -> HeldOut | None:
         return None
     stream, file = config.build(cfg.heldout), run.path / "heldout.csv"
     size, batches = schedule.batch_size, schedule.heldout_batches
-    return HeldOut(stream, seed=cfg.seed, batch_size=size, batches=batches, file=file)
+    return HeldOut(stream, batch_size=size, batches=batches, file=file)
 
 
 def _choose_threads(schedule: Fit, module: TrainModule, loader: Any) -> int:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from mmtrain.artifact import is_whole_backbone
 from mmtrain.batch import Batch, Loss
 from mmtrain.errors import UserError
 from mmtrain.objective.whole import WholeBatch, pieces_of
@@ -158,6 +159,13 @@ class TrainModule(pl.LightningModule):
 def named_weights(adapters: dict[str, Any]) -> dict[str, nn.Parameter]:
     """What trains, by ``<adapter>/<weight>``."""
     return {f"{name}/{key}": w for name, adapter in adapters.items() for key, w in adapter.named_weights().items()}
+
+
+def train_what_trains(backbone: nn.Module, adapters: dict[str, Any]) -> None:
+    """Training mode, and so dropout, for adapters and for a backbone that trains as a whole; none for frozen layers."""
+    backbone.train(is_whole_backbone(adapters))
+    for adapter in adapters.values():
+        adapter.train()
 
 
 def _joined(parts: list[Loss]) -> Loss:

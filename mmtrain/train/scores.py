@@ -11,6 +11,7 @@ from mmtrain.errors import UserError
 from mmtrain.evaluate import pairs
 from mmtrain.evaluate.alignment import embedding_metric, means
 from mmtrain.evaluate.embedded import Item, embedded
+from mmtrain.sample.generate import evaluating
 from mmtrain.train.loggers import Loggers
 from mmtrain.train.module import TrainModule
 
@@ -62,14 +63,9 @@ class Scores(pl.Callback):
             self.loggers.each(lambda logger: logger.log_metrics(found, step=pl_module.step))
 
     def _scored(self, module: TrainModule) -> dict[str, float]:
-        training = module.backbone.training
-        module.backbone.eval()
-        try:
-            with module.averaged():
-                seen = embedded(module.backbone, self.items)  # type: ignore[arg-type]
-                return means([metric(seen) for metric in self.metrics])
-        finally:
-            module.backbone.train(training)
+        with evaluating(module.backbone), module.averaged():
+            seen = embedded(module.backbone, self.items)  # type: ignore[arg-type]
+            return means([metric(seen) for metric in self.metrics])
 
     def _write(self, step: int, found: dict[str, float]) -> None:
         """The table; steps that a resumed run does again are replaced."""

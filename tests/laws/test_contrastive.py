@@ -126,7 +126,7 @@ def test_a_samples_dropout_does_not_depend_on_its_company():
     assert not torch.equal(whole, again)
     kept = whole[whole > 0]
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / 0.6))
-    with pytest.raises(ValueError, match="first axis"), Rng(1, 2, [0, 1]).dropout():
+    with pytest.raises(UserError, match="first axis"), Rng(1, 2, [0, 1]).dropout():
         layer(x[:3])
 
 

@@ -58,7 +58,7 @@ def test_each_source_keeps_its_own_order_over_its_own_epochs(folders: dict[str, 
     mixed = mixture(folders)
     seen = [key for b in mixed.loader(seed=7, batch_size=8, steps=25) for key in b.keys]
     for name, source in mixed.sources.items():
-        own = [key for key in seen if key in source.keys]
+        own = [key.removeprefix(f"{name}/") for key in seen if key.startswith(f"{name}/")]
         order = source.order(7, 1)
         assert own == [source.keys[order[q]] for q in range(len(own))]
         assert len(own) > 2 * len(source), name
@@ -80,6 +80,27 @@ def test_the_order_in_which_sources_are_named_plays_no_part(folders: dict[str, s
     assert turned.fingerprint == mixture(folders).fingerprint
     first, second = (said(list(m.loader(seed=7, batch_size=8, steps=3))) for m in (turned, mixture(folders)))
     assert first == second
+
+
+def test_equal_keys_of_different_samples_are_told_apart(tmp_path: Path) -> None:
+    """A contrastive loss takes equal keys of a batch for one picture, which is its own positive."""
+
+    def write(name: str, first: int, count: int) -> None:
+        with ShardWriter(tmp_path / name, max_samples=9) as writer:
+            for i in range(count):
+                webp = encode_webp(np.full((1, 16, 16, 3), first + i, np.uint8), 25)
+                files = {"webp": webp, "txt": f"{first + i}".encode(), "json": b'{"fps": 25, "num_frames": 1}'}
+                writer.write(str(i), files)
+
+    for name, first, count in (("x", 0, 2), ("y", 20, 3), ("z", 50, 4)):
+        write(name, first, count)
+    twice, once = Source(shards=f"{tmp_path}/{{x,y}}/000000.tar"), Source(shards=f"{tmp_path}/z/000000.tar")
+    assert twice.keys == ["0/0", "0/1", "1/0", "1/1", "2"]  # each of its shards counts from 0
+    assert once.keys == ["0", "1", "2", "3"]
+    mixed = Mixture(sources={"a": twice, "b": once}, weights={"a": 1, "b": 1})
+    [batch] = mixed.loader(seed=0, batch_size=64, steps=1)
+    pairs = set(zip(batch.keys, batch.captions, strict=True))
+    assert len(pairs) == len(set(batch.keys)) == len(set(batch.captions)) == 9
 
 
 def test_bad_samples_are_counted_where_they_belong(folders: dict[str, str], tmp_path: Path) -> None:
