@@ -167,7 +167,7 @@ def train_what_trains(backbone: nn.Module, adapters: dict[str, Any]) -> None:
     whole = is_whole_backbone(adapters)
     backbone.eval()
     backbone.training = whole
-    backbone.network.train(whole)  # type: ignore[operator, union-attr]
+    backbone.network.train(whole)  # type: ignore[union-attr]
     for adapter in adapters.values():
         adapter.train()
 

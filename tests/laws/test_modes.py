@@ -1,4 +1,4 @@
-"""Frozen encoders beside a network that trains stay in eval mode: their answers are remembered, and must not be chance."""
+"""Frozen encoders beside a network that trains stay in eval mode: what they say is remembered, so never chance."""
 
 from torch import nn
 
