@@ -5,8 +5,6 @@ whose last layers are zero, each frame is that model's own picture. Train the mo
 ``adapter=motion_modules``.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,15 +19,15 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from mmtrain.backbone.codec import encode_clip, factor
+from mmtrain.backbone.codec import encode_clip
+from mmtrain.backbone.pipelined import LatentDiffusion
 from mmtrain.backbone.schedule import Discrete
-from mmtrain.backbone.text import Memo, kept, tokenize
-from mmtrain.backbone.weights import companion, digest, freeze, load, save_pipeline
+from mmtrain.backbone.weights import companion, freeze, load
 from mmtrain.errors import UserError
 from mmtrain.rng import Rng
 
 
-class AnimateDiff(nn.Module):
+class AnimateDiff(LatentDiffusion):
     """AnimateDiff by the hub ids or folders of a Stable Diffusion and of motion modules, frozen on arrival.
 
     Args:
@@ -47,11 +45,11 @@ class AnimateDiff(nn.Module):
     makes, pipeline_class = "video", "AnimateDiffPipeline"
     fewest_frames = 2
     presets: ClassVar = {
-        "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
+        "attention": LatentDiffusion.presets["attention"],
         "temporal": ["*.motion_modules.*.attn*.to_q", "*.motion_modules.*.attn*.to_k", "*.motion_modules.*.attn*.to_v"]
         + ["*.motion_modules.*.attn*.to_out.0", "*.motion_modules.*.ff.net.*"],
         "spatial": ["*.attentions.*.to_q", "*.attentions.*.to_k", "*.attentions.*.to_v", "*.attentions.*.to_out.0"],
-        "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"],
+        "all-linear": LatentDiffusion.presets["all-linear"],
     }
 
     def __init__(
@@ -79,49 +77,17 @@ class AnimateDiff(nn.Module):
             num_frames=num_frames,
         )
 
-    def _hold(
-        self, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any, path: str, num_frames: int
-    ) -> None:
-        self.unet: Any = unet
-        self.vae: Any = vae
-        self.text_encoder: Any = text_encoder
-        self.tokenizer, self.scheduler, self.path, self.num_frames = tokenizer, scheduler, path, num_frames
+    def _hold(self, *, scheduler: Any, num_frames: int, **parts: Any) -> None:
+        super()._latent(**parts)
+        self.scheduler, self.num_frames = scheduler, num_frames
         self.schedule = Discrete(scheduler.config)
-        self._text = Memo(self._read)
         self.check_frames(num_frames)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels that the network was made for."""
-        side = int(self.unet.config.sample_size) * factor(self.vae)
-        return side, side
-
-    @property
-    def multiple(self) -> int:
-        """Pixels that height and width are a multiple of, by the codec."""
-        return factor(self.vae)
-
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Raises UserError for a prompt that the text tower would cut."""
-        tokenize(self.tokenizer, prompts, "cpu")
 
     def check_frames(self, count: int) -> None:
         """Raises UserError for a number of frames that the motion modules have no positions for."""
         most = int(self.unet.config.motion_max_seq_length)
         if not 1 <= count <= most:
             raise UserError("num_frames", str(count), f"1 to {most}, by these motion modules", "choose fewer")
-
-    @property
-    def network(self) -> nn.Module:
-        return self.unet
-
-    @property
-    def base(self) -> dict[str, str]:
-        return {"path": self.path, "digest": digest(self.unet, self.vae, self.text_encoder)}
-
-    @property
-    def encoder_id(self) -> str:
-        return digest(self.vae.encoder, self.vae.quant_conv)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> dict[str, Tensor]:
@@ -131,21 +97,7 @@ class AnimateDiff(nn.Module):
 
     def draw_latents(self, encoded: dict[str, Tensor], rng: Rng) -> Tensor:
         """Latents ``[b c t h w]``, the network's own order, drawn from the posterior, scaled."""
-        mean = encoded["latents"]
-        noise = rng.normal("posterior", mean.shape[1:]).to(mean.device)
-        drawn = (mean + encoded["latents_std"] * noise) * self.vae.config.scaling_factor
-        return drawn.transpose(1, 2).contiguous()
-
-    def condition(
-        self, encoded: dict[str, Tensor], captions: Sequence[str], *, drop_text: Tensor, drop_image: Tensor
-    ) -> dict[str, Tensor]:
-        """Text tokens ``[b l d]``; a dropped caption is the empty one. There is no image conditioning to drop."""
-        [text] = self._text(kept(captions, drop_text), self.text_encoder.device)
-        return {"text": text}
-
-    def _read(self, caption: str) -> tuple[Tensor]:
-        ids, _ = tokenize(self.tokenizer, [caption], self.text_encoder.device)
-        return (self.text_encoder(ids).last_hidden_state[0],)
+        return self.drawn(encoded["latents"], encoded["latents_std"], rng).transpose(1, 2).contiguous()
 
     def predict(self, noisy: Tensor, level: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The network's output ``[b c t h w]``, in the model's own prediction type; every frame sees the same text."""
@@ -154,10 +106,8 @@ class AnimateDiff(nn.Module):
 
     def example(self, batch: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What `predict` takes, by shape alone, where the network is."""
-        where, config, unit = self.unet.device, self.text_encoder.config, self.multiple
-        shape = (batch, self.unet.config.in_channels, frames, height // unit, width // unit)
-        text = torch.empty(batch, config.max_position_embeddings, config.hidden_size, device=where)
-        return torch.empty(shape, device=where), torch.zeros(batch, dtype=torch.long, device=where), {"text": text}
+        latents, level = self.outline(batch, height, width, frames)
+        return latents, level, {"text": self.outlined_text(batch)}
 
     def parts(self) -> dict[str, Any]:
         """The modules of the pipeline, by the names of its folder; its UNet holds the motion modules."""
@@ -172,10 +122,6 @@ class AnimateDiff(nn.Module):
     def pipeline(self) -> AnimateDiffPipeline:
         """The vanilla pipeline around these very modules."""
         return AnimateDiffPipeline(**self.parts(), motion_adapter=None)
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A pipeline folder for `AnimateDiffPipeline.from_pretrained`, adapters and motion modules in its UNet."""
-        save_pipeline(self, folder, dtype)
 
 
 def _with_motion(unet: Any, motion: Any) -> Any:

@@ -4,7 +4,6 @@ Of a clip it sees every frame, and their embeddings are averaged (CLIP4Clip's pa
 2021); `adapter/temporal.py` goes between. A vision tower of 3·k channels sees k frames at once, stacked as channels.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,36 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from mmtrain.adapter.injected import merged
-from mmtrain.backbone.aligned import Aligned, LongCaptions
 from mmtrain.backbone.text import word_tokenizer
-from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
+from mmtrain.backbone.two_towers import TwoTowers
+from mmtrain.backbone.weights import freeze
 from mmtrain.errors import UserError
 
 
-class CLIP(Aligned):
-    """CLIP by hub id or local folder, frozen on arrival.
+class CLIP(TwoTowers):
+    """CLIP by hub id or local folder, frozen on arrival."""
 
-    Args:
-        path: hub id or folder that `CLIPModel.from_pretrained` opens.
-        revision: git revision of a hub id.
-        long_captions: ``refuse`` or ``truncate`` a caption beyond the tower's limit.
-    """
-
-    def __init__(self, *, path: str, revision: str | None = None, long_captions: LongCaptions = "refuse") -> None:
-        model = load(CLIPModel, path, revision=revision)
-        tokenizer = CLIPTokenizer.from_pretrained(path, revision=revision)
-        processor = CLIPImageProcessorPil.from_pretrained(path, revision=revision)
-        self._hold(model, tokenizer, processor, path, long_captions)
-
-    def _hold(self, model: nn.Module, tokenizer: Any, processor: Any, path: str, long_captions: LongCaptions) -> None:
-        super().__init__(tokenizer=tokenizer, long_captions=long_captions)
-        self.model: Any = model
-        self.processor, self.path = processor, path
-
-    @property
-    def network(self) -> nn.Module:
-        return self.model
+    classes = (CLIPModel, CLIPTokenizer, CLIPImageProcessorPil)
 
     @property
     def text_tower(self) -> list[nn.Module]:
@@ -60,14 +39,6 @@ class CLIP(Aligned):
         stacked = self.model.config.vision_config.num_channels // 3
         return stacked if stacked > 1 else None
 
-    @property
-    def base(self) -> dict[str, str]:
-        return {"path": self.path, "digest": digest(self.model)}
-
-    @property
-    def log_scale(self) -> nn.Parameter:
-        return self.model.logit_scale
-
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.model.text_projection(self.model.text_model(input_ids=ids).pooler_output)
 
@@ -76,13 +47,6 @@ class CLIP(Aligned):
         pixels = pixels_of(frames, self.model.config.vision_config, self.processor, self.path)
         features = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
         return features.unflatten(0, (len(frames), -1))
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A folder that `CLIPModel`, `CLIPTextModel` and `CLIPVisionModel` open."""
-        copy_as(merged(self.model), dtype).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        write_manifest(folder)
 
 
 def pixels_of(frames: Tensor, vision: Any, processor: Any, path: str) -> Tensor:

@@ -4,6 +4,7 @@
 Diffusion, whose decoder starts as the image decoder, frame by frame, to the bit.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,13 @@ from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manife
 from mmtrain.errors import UserError
 
 
-class KLCodec(nn.Module):
-    """A KL codec by hub id or local folder, frozen on arrival.
-
-    Args:
-        path: hub id or folder of an `AutoencoderKL`, or of an `AutoencoderKLTemporalDecoder` with ``temporal=True``.
-        subfolder: the codec's part of a pipeline folder.
-        temporal: which of the two classes to open.
-    """
-
-    def __init__(self, *, path: str, subfolder: str | None = None, temporal: bool = False) -> None:
-        super().__init__()
-        cls = AutoencoderKLTemporalDecoder if temporal else AutoencoderKL
-        self._hold(load(cls, path, subfolder), path)
+class Codec(nn.Module, ABC):
+    """What every codec has, whatever its latents are; a family adds `encode`, which is cached, and `reconstruct`."""
 
     def _hold(self, model: Any, path: str) -> None:
         self.model: Any = model
         self.path = path
-        self.latent_square: Tensor  # running mean square of the latents, for the scaling factor
-        self.temporal = isinstance(model, AutoencoderKLTemporalDecoder)
+        self.latent_square: Tensor
         self.register_buffer("latent_square", torch.tensor(1.0), persistent=False)
 
     @property
@@ -48,6 +37,54 @@ class KLCodec(nn.Module):
     def encoder_id(self) -> str:
         return digest(self.model.encoder, self.model.quant_conv)
 
+    @abstractmethod
+    def encode(self, frames: Tensor) -> dict[str, Tensor]:
+        """What a clip ``[b t c h w]`` in [-1, 1] is encoded to, first axis b."""
+
+    @abstractmethod
+    def reconstruct(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames ``[b t c h w]`` through the latents and back, and what they are penalised for, ``[b]``. ``noise`` is
+        standard normal, ``[b, *latent_shape]``."""
+
+    def latent_shape(self, frames: Tensor) -> tuple[int, ...]:
+        """Shape ``(t, c, h, w)`` of the latents of one clip of ``frames``."""
+        t, _, h, w = frames.shape[1:]
+        return t, self.model.config.latent_channels, h // factor(self.model), w // factor(self.model)
+
+    @torch.no_grad()
+    def note(self, latents: Tensor) -> None:
+        """Keep the running mean square of the latents while a codec trains: its inverse root is the scaling factor."""
+        if self.training:
+            self.latent_square.lerp_(latents.square().mean(), 0.01)
+
+    def saved(self, dtype: torch.dtype) -> Any:
+        """The model as it is written."""
+        return copy_as(self.model, dtype)
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """A folder that the model's own class opens."""
+        self.saved(dtype).save_pretrained(folder)
+        write_manifest(folder)
+
+
+class KLCodec(Codec):
+    """A KL codec by hub id or local folder, frozen on arrival.
+
+    Args:
+        path: hub id or folder of an `AutoencoderKL`, or of an `AutoencoderKLTemporalDecoder` with ``temporal=True``.
+        subfolder: the codec's part of a pipeline folder.
+        temporal: which of the two classes to open.
+    """
+
+    def __init__(self, *, path: str, subfolder: str | None = None, temporal: bool = False) -> None:
+        super().__init__()
+        cls = AutoencoderKLTemporalDecoder if temporal else AutoencoderKL
+        self._hold(load(cls, path, subfolder), path)
+
+    @property
+    def temporal(self) -> bool:
+        return isinstance(self.model, AutoencoderKLTemporalDecoder)
+
     @torch.no_grad()
     def encode(self, frames: Tensor) -> dict[str, Tensor]:
         """Mean and deviation of the posterior over a clip's latents, ``[b t c h w]`` each, unscaled."""
@@ -61,25 +98,21 @@ class KLCodec(nn.Module):
         latents = posterior.mean + posterior.std * noise.flatten(0, 1)
         more = {"num_frames": t} if self.temporal else {}
         pixels = self.model.decode(latents, **more).sample.unflatten(0, (b, t))
-        nats = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar)
-        if self.training:
-            with torch.no_grad():
-                self.latent_square.lerp_(posterior.mean.detach().square().mean(), 0.01)
-        return pixels, nats.unflatten(0, (b, t)).flatten(1).mean(1)
+        self.note(posterior.mean)
+        return pixels, nats(posterior).unflatten(0, (b, t)).flatten(1).mean(1)
 
-    def latent_shape(self, frames: Tensor) -> tuple[int, ...]:
-        """Shape ``(t, c, h, w)`` of the latents of one clip of ``frames``."""
-        t, _, h, w = frames.shape[1:]
-        return t, self.model.config.latent_channels, h // factor(self.model), w // factor(self.model)
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A folder that the diffusers class opens; a codec trained from scratch gets the scaling factor 1 / rms of its
-        own latents, as section 3.3 of Rombach et al. chooses it."""
-        model = copy_as(self.model, dtype)
+    def saved(self, dtype: torch.dtype) -> Any:
+        """A codec trained from scratch gets the scaling factor 1 / rms of its own latents, as section 3.3 of Rombach et
+        al. chooses it."""
+        model = super().saved(dtype)
         if self.path == "fresh":
             model.register_to_config(scaling_factor=float(self.latent_square.rsqrt()))
-        model.save_pretrained(folder)
-        write_manifest(folder)
+        return model
+
+
+def nats(posterior: Any) -> Tensor:
+    """KL divergence of each latent element from a unit normal."""
+    return 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar)
 
 
 def factor(model: Any) -> int:
@@ -187,7 +220,9 @@ def temporal_from(*, path: str) -> KLCodec:
 
 
 def _copy_frames_decoder(image: Any, video: Any) -> None:
-    """Fill the video codec from the image codec; strict in both directions."""
+    """Fill the video codec from the image codec; strict in both directions. Outlines have no weights to copy."""
+    if image.device.type == "meta":
+        return
     source, target = image.state_dict(), video.state_dict()
     for name in target:
         spatial = name.replace(".spatial_res_block.", ".")

@@ -5,7 +5,6 @@ With Stable Video Diffusion, whose cross-attention reads an image embedding, it 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,14 +18,15 @@ from transformers import (
 )
 
 from mmtrain.backbone.clip import prepare
+from mmtrain.backbone.pipelined import Pipelined
 from mmtrain.backbone.schedule import Discrete
 from mmtrain.backbone.text import TextTower, kept, tokenize
-from mmtrain.backbone.weights import companion, digest, freeze, load, save_pipeline
+from mmtrain.backbone.weights import companion, digest, freeze, load
 from mmtrain.errors import UserError
 from mmtrain.rng import Rng
 
 
-class Prior(nn.Module):
+class Prior(Pipelined):
     """A prior by hub id or local folder, frozen on arrival.
 
     Args:
@@ -35,6 +35,7 @@ class Prior(nn.Module):
     """
 
     makes, pipeline_class = "embedding", "KandinskyPriorPipeline"
+    digested = ("prior", "text_encoder", "image_encoder")
     presets: ClassVar = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
         "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*"],
@@ -74,8 +75,8 @@ class Prior(nn.Module):
         return self.prior
 
     @property
-    def base(self) -> dict[str, str]:
-        return {"path": self.path, "digest": digest(self.prior, self.text.model, self.image_encoder)}
+    def text_encoder(self) -> nn.Module:
+        return self.text.model
 
     @property
     def encoder_id(self) -> str:
@@ -140,10 +141,6 @@ class Prior(nn.Module):
     def pipeline(self) -> KandinskyPriorPipeline:
         """The vanilla pipeline around these very modules."""
         return KandinskyPriorPipeline(**self.parts())
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A pipeline folder for `KandinskyPriorPipeline.from_pretrained`, adapters merged."""
-        save_pipeline(self, folder, dtype)
 
 
 def fresh(*, prior: dict[str, Any], scheduler: dict[str, Any], clip: str, deviation: float) -> Prior:

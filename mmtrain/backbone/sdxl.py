@@ -5,22 +5,21 @@ the unconditional branch is zeros or the empty prompt.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mmtrain.backbone.codec import encode_clip, factor
+from mmtrain.backbone.codec import factor
+from mmtrain.backbone.pipelined import LatentDiffusion
 from mmtrain.backbone.schedule import Discrete
-from mmtrain.backbone.text import Memo, kept, tokenize
-from mmtrain.backbone.weights import companion, digest, freeze, index, load, save_pipeline
-from mmtrain.rng import Rng
+from mmtrain.backbone.text import kept, tokenize
+from mmtrain.backbone.weights import companion, freeze, index, load
 
 
-class StableDiffusionXL(nn.Module):
+class StableDiffusionXL(LatentDiffusion):
     """Stable Diffusion XL by hub id or local folder, frozen on arrival.
 
     Args:
@@ -29,11 +28,7 @@ class StableDiffusionXL(nn.Module):
     """
 
     makes, pipeline_class = "image", "StableDiffusionXLPipeline"
-    presets: ClassVar = {
-        "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
-        "cross-attention": ["*.attn2.to_*"],
-        "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"],
-    }
+    digested = ("unet", "vae", "text_encoder", "text_encoder_2")
 
     def __init__(self, *, path: str, revision: str | None = None) -> None:
         super().__init__()
@@ -50,56 +45,16 @@ class StableDiffusionXL(nn.Module):
             path=path,
         )
 
-    def _hold(
-        self, *, unet: Any, vae: Any, towers: list[Any], tokenizers: list[Any], scheduler: Any, zeros: bool, path: str
-    ) -> None:
-        self.unet: Any = unet
-        self.vae: Any = vae
-        self.text_encoder, self.text_encoder_2 = towers
-        self.tokenizer, self.tokenizer_2 = tokenizers
-        self.scheduler, self.zeros, self.path = scheduler, zeros, path
+    def _hold(self, *, towers: list[Any], tokenizers: list[Any], scheduler: Any, zeros: bool, **parts: Any) -> None:
+        super()._latent(text_encoder=towers[0], tokenizer=tokenizers[0], **parts)
+        self.text_encoder_2: Any = towers[1]
+        self.tokenizer_2, self.scheduler, self.zeros = tokenizers[1], scheduler, zeros
         self.schedule = Discrete(scheduler.config)
-        self._text = Memo(self._read)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels that the network was made for."""
-        side = int(self.unet.config.sample_size) * factor(self.vae)
-        return side, side
-
-    @property
-    def multiple(self) -> int:
-        """Pixels that height and width are a multiple of, by the codec."""
-        return factor(self.vae)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raises UserError for a prompt that a text tower would cut."""
         for tokenizer in (self.tokenizer, self.tokenizer_2):
             tokenize(tokenizer, prompts, "cpu")
-
-    @property
-    def network(self) -> nn.Module:
-        return self.unet
-
-    @property
-    def base(self) -> dict[str, str]:
-        parts = (self.unet, self.vae, self.text_encoder, self.text_encoder_2)
-        return {"path": self.path, "digest": digest(*parts)}
-
-    @property
-    def encoder_id(self) -> str:
-        return digest(self.vae.encoder, self.vae.quant_conv)
-
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> dict[str, Tensor]:
-        """Posterior of the first frame: ``latents`` and ``latents_std``, ``[b 1 c h w]``, unscaled."""
-        return encode_clip(self.vae, frames[:, :1])
-
-    def draw_latents(self, encoded: dict[str, Tensor], rng: Rng) -> Tensor:
-        """Latents ``[b c h w]`` drawn from the posterior, scaled."""
-        mean, deviation = encoded["latents"][:, 0], encoded["latents_std"][:, 0]
-        noise = rng.normal("posterior", mean.shape[1:]).to(mean.device)
-        return (mean + deviation * noise) * self.vae.config.scaling_factor
 
     def condition(
         self, encoded: dict[str, Tensor], captions: Sequence[str], *, drop_text: Tensor, drop_image: Tensor
@@ -132,12 +87,10 @@ class StableDiffusionXL(nn.Module):
 
     def example(self, batch: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What `predict` takes, by shape alone, where the network is."""
-        where, config = self.unet.device, self.text_encoder_2.config
-        shape = (batch, self.unet.config.in_channels, height // self.multiple, width // self.multiple)
-        text = torch.empty(batch, config.max_position_embeddings, self.unet.config.cross_attention_dim, device=where)
-        pooled = torch.empty(batch, config.projection_dim, device=where)
-        condition = {"text": text, "pooled": pooled, "sizes": torch.empty(batch, 6, device=where)}
-        return torch.empty(shape, device=where), torch.zeros(batch, dtype=torch.long, device=where), condition
+        latents, level = self.outline(batch, height, width)
+        pooled = torch.empty(batch, self.text_encoder_2.config.projection_dim, device=self.unet.device)
+        sizes = torch.empty(batch, 6, device=self.unet.device)
+        return latents, level, {"text": self.outlined_text(batch), "pooled": pooled, "sizes": sizes}
 
     def parts(self) -> dict[str, Any]:
         """The modules of the pipeline, by the names of its folder."""
@@ -155,10 +108,6 @@ class StableDiffusionXL(nn.Module):
         """The vanilla pipeline around these very modules."""
         how = {"force_zeros_for_empty_prompt": self.zeros, "add_watermarker": False}
         return StableDiffusionXLPipeline(**self.parts(), **how)
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A pipeline folder for `StableDiffusionXLPipeline.from_pretrained`, adapters merged."""
-        save_pipeline(self, folder, dtype)
 
 
 def fresh(*, unet: dict[str, Any], scheduler: dict[str, Any], codec: str, clip: str) -> StableDiffusionXL:

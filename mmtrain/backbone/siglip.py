@@ -3,44 +3,26 @@
 It has a bias beside the temperature. Of a clip it sees every frame; their embeddings are averaged.
 """
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from mmtrain.adapter.injected import merged
-from mmtrain.backbone.aligned import Aligned, LongCaptions
 from mmtrain.backbone.clip import prepare
 from mmtrain.backbone.text import word_tokenizer
-from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
+from mmtrain.backbone.two_towers import TwoTowers
+from mmtrain.backbone.weights import freeze
 
 
-class SigLIP(Aligned):
-    """SigLIP by hub id or local folder, frozen on arrival.
+class SigLIP(TwoTowers):
+    """SigLIP by hub id or local folder, frozen on arrival."""
 
-    Args:
-        path: hub id or folder that `SiglipModel.from_pretrained` opens.
-        revision: git revision of a hub id.
-        long_captions: ``refuse`` or ``truncate`` a caption beyond the tower's limit.
-    """
+    classes = (SiglipModel, AutoTokenizer, SiglipImageProcessorPil)
 
-    def __init__(self, *, path: str, revision: str | None = None, long_captions: LongCaptions = "refuse") -> None:
-        model = load(SiglipModel, path, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        processor = SiglipImageProcessorPil.from_pretrained(path, revision=revision)
-        self._hold(model, tokenizer, processor, path, long_captions)
-
-    def _hold(self, model: Any, tokenizer: Any, processor: Any, path: str, long_captions: LongCaptions) -> None:
-        super().__init__(tokenizer=tokenizer, long_captions=long_captions)
-        self.model: Any = model
-        self.processor, self.path, self.bias = processor, path, model.logit_bias
+    def _hold(self, model: Any, tokenizer: Any, *more: Any) -> None:
+        super()._hold(model, tokenizer, *more)
+        self.bias = model.logit_bias
         tokenizer.model_max_length = model.config.text_config.max_position_embeddings  # what it was trained with
-
-    @property
-    def network(self) -> nn.Module:
-        return self.model
 
     @property
     def text_tower(self) -> list[nn.Module]:
@@ -58,14 +40,6 @@ class SigLIP(Aligned):
     def num_frames(self) -> int | None:
         return None
 
-    @property
-    def base(self) -> dict[str, str]:
-        return {"path": self.path, "digest": digest(self.model)}
-
-    @property
-    def log_scale(self) -> nn.Parameter:
-        return self.model.logit_scale
-
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The pooled last place. It was trained without a mask on captions padded to the limit, and gets that."""
         return self.model.text_model(input_ids=ids).pooler_output
@@ -73,13 +47,6 @@ class SigLIP(Aligned):
     def visual_features(self, frames: Tensor) -> Tensor:
         pixels = prepare(frames.flatten(0, 1), self.model.config.vision_config.image_size, self.processor)
         return self.model.vision_model(pixel_values=pixels).pooler_output.unflatten(0, (len(frames), -1))
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A folder that `SiglipModel` opens."""
-        copy_as(merged(self.model), dtype).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        write_manifest(folder)
 
 
 def fresh(

@@ -8,7 +8,6 @@ numbers. A `Bridge` adapter puts text in the place of the image token.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,9 +27,10 @@ from transformers import (
 )
 
 from mmtrain.backbone.codec import encode_clip, factor
+from mmtrain.backbone.pipelined import Pipelined
 from mmtrain.backbone.schedule import Continuous, wide
 from mmtrain.backbone.text import TextTower
-from mmtrain.backbone.weights import companion, digest, freeze, load, save_pipeline
+from mmtrain.backbone.weights import companion, digest, freeze, load
 from mmtrain.errors import UserError
 from mmtrain.rng import Rng, key
 
@@ -40,7 +40,7 @@ CLIP_SIDE = 224  # pixels; fixed in the pipeline
 CLIP_PARTS = ("vision_model.", "text_model.", "logit_scale", "visual_projection", "text_projection")
 
 
-class StableVideoDiffusion(nn.Module):
+class StableVideoDiffusion(Pipelined):
     """Stable Video Diffusion by hub id or local folder, frozen on arrival.
 
     Args:
@@ -52,6 +52,7 @@ class StableVideoDiffusion(nn.Module):
     """
 
     makes, pipeline_class = "video", "StableVideoDiffusionPipeline"
+    digested = ("unet", "vae", "image_encoder")
     presets: ClassVar = {
         # With one conditioning token cross-attention's q and k have no effect: they are in no preset.
         "attention": ["*.attn1.to_*", "*.attn2.to_v", "*.attn2.to_out.0"],
@@ -124,10 +125,6 @@ class StableVideoDiffusion(nn.Module):
         """By name, the layers by which residual blocks read noise level and micro-conditioning, and their widths."""
         layers = {n: m for n, m in self.unet.named_modules() if n.endswith(MODULATED)}
         return {name: int(layer.out_features) for name, layer in layers.items()}
-
-    @property
-    def base(self) -> dict[str, str]:
-        return {"path": self.path, "digest": digest(self.unet, self.vae, self.image_encoder)}
 
     @property
     def encoder_id(self) -> str:
@@ -250,10 +247,6 @@ class StableVideoDiffusion(nn.Module):
             "scheduler": EulerDiscreteScheduler.from_config(self.scheduler.config),
             "feature_extractor": self.processor,
         }
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A pipeline folder for `StableVideoDiffusionPipeline.from_pretrained`, adapters of the network merged."""
-        save_pipeline(self, folder, dtype)
 
 
 @contextmanager

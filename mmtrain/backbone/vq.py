@@ -3,18 +3,15 @@
 KL codecs are in `codec.py`; one objective, `Reconstruct`, trains both.
 """
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from diffusers import VQModel
 from torch import Tensor, nn
 
-from mmtrain.backbone.codec import factor
-from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
+from mmtrain.backbone.codec import Codec
+from mmtrain.backbone.weights import freeze, load
 
 
-class VQCodec(nn.Module):
+class VQCodec(Codec):
     """A VQ codec by hub id or local folder, frozen on arrival.
 
     Args:
@@ -26,22 +23,6 @@ class VQCodec(nn.Module):
     def __init__(self, *, path: str, subfolder: str | None = None, revision: str | None = None) -> None:
         super().__init__()
         self._hold(load(VQModel, path, subfolder, revision), path)
-
-    def _hold(self, model: Any, path: str) -> None:
-        self.model: Any = model
-        self.path = path
-
-    @property
-    def network(self) -> nn.Module:
-        return self.model
-
-    @property
-    def base(self) -> dict[str, str]:
-        return {"path": self.path, "digest": digest(self.model)}
-
-    @property
-    def encoder_id(self) -> str:
-        return digest(self.model.encoder, self.model.quant_conv)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> dict[str, Tensor]:
@@ -56,16 +37,6 @@ class VQCodec(nn.Module):
         latents = self.model.encode(frames.flatten(0, 1)).latents
         output = self.model.decode(latents)
         return output.sample.unflatten(0, (b, t)), output.commit_loss.expand(b)
-
-    def latent_shape(self, frames: Tensor) -> tuple[int, ...]:
-        """Shape ``(t, c, h, w)`` of the latents of one clip of ``frames``."""
-        t, _, h, w = frames.shape[1:]
-        return t, self.model.config.latent_channels, h // factor(self.model), w // factor(self.model)
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A folder that `VQModel.from_pretrained` opens."""
-        copy_as(self.model, dtype).save_pretrained(folder)
-        write_manifest(folder)
 
 
 def fresh(*, channels: list[int], latent_channels: int, layers: int, groups: int, side: int, codes: int) -> VQCodec:

@@ -5,7 +5,6 @@ Wan 2.2's large model has two transformers, one for much noise and one for littl
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,10 +14,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from mmtrain.backbone.codec import refuse_uneven
+from mmtrain.backbone.pipelined import Pipelined
 from mmtrain.backbone.schedule import Flow
 from mmtrain.backbone.text import Memo, kept, refuse_long
-from mmtrain.backbone.weights import companion, digest, freeze, index, load, save_pipeline
+from mmtrain.backbone.wan_codec import encode_clip, refuse_count
+from mmtrain.backbone.weights import companion, digest, freeze, index, load
 from mmtrain.errors import UserError
 from mmtrain.rng import Rng
 
@@ -26,7 +26,7 @@ TOKENS = 512  # of a prompt, as the pipeline pads it
 STEPS = 1000  # the network's time is 1000·σ
 
 
-class Wan(nn.Module):
+class Wan(Pipelined):
     """Wan text → video by hub id or local folder, frozen on arrival.
 
     Args:
@@ -42,6 +42,7 @@ class Wan(nn.Module):
     """
 
     makes, pipeline_class = "video", "WanPipeline"
+    digested = ("transformers", "vae", "text_encoder")
     presets: ClassVar = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
         "cross-attention": ["*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.0"],
@@ -123,20 +124,11 @@ class Wan(nn.Module):
 
     def check_frames(self, count: int) -> None:
         """Raises UserError for a number of frames that the codec cannot divide: it keeps the first by itself."""
-        step = int(self.vae.config.scale_factor_temporal)
-        if count < 1 or count % step != 1:
-            near = max(1, round((count - 1) / step) * step + 1)
-            raise UserError(
-                "num_frames", str(count), f"one more than a multiple of {step}, by the codec", f"try {near}"
-            )
+        refuse_count(self.vae, count)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raises UserError for a prompt that the pipeline would cut."""
         refuse_long(self.tokenizer, prompts, TOKENS)
-
-    @property
-    def base(self) -> dict[str, str]:
-        return {"path": self.path, "digest": digest(self.transformers, self.vae, self.text_encoder)}
 
     @property
     def encoder_id(self) -> str:
@@ -145,10 +137,7 @@ class Wan(nn.Module):
     @torch.no_grad()
     def encode(self, frames: Tensor) -> dict[str, Tensor]:
         """Posterior of a clip: ``latents`` and ``latents_std``, ``[b c t' h w]``, unscaled."""
-        self.check_frames(frames.shape[1])
-        refuse_uneven(frames, self.multiple)
-        posterior = self.vae.encode(frames.transpose(1, 2)).latent_dist
-        return {"latents": posterior.mean, "latents_std": posterior.std}
+        return encode_clip(self.vae, frames, self.multiple)
 
     def draw_latents(self, encoded: dict[str, Tensor], rng: Rng) -> Tensor:
         """Latents ``[b c t' h w]`` drawn from the posterior, scaled by the codec's own mean and deviation."""
@@ -200,16 +189,12 @@ class Wan(nn.Module):
         """The vanilla pipeline around these very modules."""
         return WanPipeline(**self.parts(), boundary_ratio=self.boundary)
 
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """A pipeline folder for `WanPipeline.from_pretrained`, adapters merged."""
-        save_pipeline(self, folder, dtype)
-
 
 def fresh(
     *,
     words: list[str],
     transformer: dict[str, Any],
-    codec: dict[str, Any],
+    codec: dict[str, Any] | str,
     text: dict[str, Any],
     shift: float,
     num_frames: int,
@@ -217,18 +202,18 @@ def fresh(
     boundary: float | None = None,
     expert: Literal["high", "low"] | None = None,
 ) -> Wan:
-    """An untrained Wan, codec and text encoder included.
+    """An untrained Wan, text encoder included.
 
     Args:
         words: that the tokenizer knows; any other is unknown.
         transformer: arguments of `WanTransformer3DModel`; channels and text width are read from the other two.
-        codec: arguments of `AutoencoderKLWan`.
+        codec: folder of an `AutoencoderKLWan`; or its arguments, for an untrained one too.
         text: arguments of `UMT5Config`.
         shift, num_frames, size, expert: as for `Wan`.
         boundary: the noise level at which a second transformer takes over, as in 2.2; None: there is one.
     """
     tokenizer = _tokenizer(words)
-    vae = AutoencoderKLWan(**codec)
+    vae = load(AutoencoderKLWan, codec) if isinstance(codec, str) else AutoencoderKLWan(**codec)
     encoder = UMT5EncoderModel(UMT5Config(**text, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id))
     channels = {"in_channels": vae.config.z_dim, "out_channels": vae.config.z_dim, "text_dim": encoder.config.d_model}
     names = ("transformer", "transformer_2")[: 1 if boundary is None else 2]

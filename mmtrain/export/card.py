@@ -4,24 +4,26 @@ from typing import Any
 
 from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.clip import CLIP
-from mmtrain.backbone.codec import KLCodec
+from mmtrain.backbone.codec import Codec, KLCodec
 from mmtrain.backbone.pair import Pair
 from mmtrain.backbone.siglip import SigLIP
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.vq import VQCodec
+from mmtrain.backbone.wan_codec import WanCodec
 from mmtrain.backbone.weights import is_hub_id
 from mmtrain.export.lora import NETWORKS
 from mmtrain.export.peft import can_be_peft
 from mmtrain.export.prove import Proof
 from mmtrain.run import Run
 
-KINDS = {
+KINDS: dict[type, str] = {
     StableVideoDiffusion: "Stable Video Diffusion, image to video",
     CLIP: "CLIP, text and images in one space",
     SigLIP: "SigLIP, text and images in one space",
     Pair: "a text and a visual tower in one space",
     KLCodec: "KL codec, pixels to latents and back",
     VQCodec: "VQ codec, pixels to codes and back",
+    WanCodec: "causal video codec, clips to latents and back",
 }
 """Of the families that are not named well by the pipeline that opens them."""
 
@@ -183,7 +185,7 @@ def _use(backbone: Any, folder: str, layout: str) -> str:
     if layout != "merged":
         base = backbone.path if is_hub_id(backbone.path) else "<the base's folder>"
         return LORA_USES[layout].format(folder=folder, base=base, network=NETWORKS[type(backbone)])
-    if isinstance(backbone, KLCodec | VQCodec):
+    if isinstance(backbone, Codec):
         return USES["codec"].format(folder=folder, cls=type(backbone.model).__name__)
     own = type(backbone).__name__
     height, width = getattr(backbone, "size", (0, 0))

@@ -21,7 +21,10 @@ from mmtrain.errors import UserError
 Layout = Literal["peft", "diffusers", "comfyui"]
 PEFT, DIFFUSERS, COMFYUI = "adapter_model.safetensors", "pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"
 
-NETWORKS = {StableDiffusion: "UNet2DConditionModel", StableVideoDiffusion: "UNetSpatioTemporalConditionModel"}
+NETWORKS: dict[type, str] = {
+    StableDiffusion: "UNet2DConditionModel",
+    StableVideoDiffusion: "UNetSpatioTemporalConditionModel",
+}
 """Backbones whose network carries a LoRA, with diffusers' class of it."""
 
 _COMFYUI_LAYERS = re.compile(

@@ -23,12 +23,13 @@ from mmtrain import artifact
 from mmtrain.adapter.injected import merged
 from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.clip import CLIP, pixels_of, prepare
-from mmtrain.backbone.codec import KLCodec
+from mmtrain.backbone.codec import Codec, KLCodec
 from mmtrain.backbone.pair import Pair
 from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.siglip import SigLIP
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.vq import VQCodec
+from mmtrain.backbone.wan_codec import WanCodec
 from mmtrain.backbone.weights import copy_as, digest
 from mmtrain.errors import UserError
 from mmtrain.sample.generate import VideoSampler, clips, evaluating, folded, images
@@ -223,8 +224,11 @@ def _pair(backbone: Pair) -> Case:
     return Case(ask, np.concatenate(unit), parts, given.numpy(), unit=1 / 255)
 
 
-def _codec(backbone: KLCodec | VQCodec) -> Case:
+def _codec(backbone: Codec) -> Case:
+    """Pictures there and back; of a codec that divides time too, one clip."""
     frames = _pixels(FRAMES)
+    if isinstance(backbone, WanCodec):
+        frames = _pixels(int(backbone.model.config.scale_factor_temporal) + 1).transpose(0, 1)[None]
     with torch.no_grad(), evaluating(backbone):
         encoded = backbone.model.encode(frames)
         latents = encoded.latents if isinstance(backbone, VQCodec) else encoded.latent_dist.mode()
@@ -247,6 +251,7 @@ CASES: dict[type, Callable[[Any], Case]] = {
     Pair: _pair,
     KLCodec: _codec,
     VQCodec: _codec,
+    WanCodec: _codec,
     Prior: _embedding,
 }
 

@@ -154,7 +154,7 @@ class Checkpoints(pl.Callback):
         until: the step behind which the run ends.
         best: ``loss`` (of training, since the last checkpoint) or ``heldout``: the checkpoint with the lowest is kept
             besides, and named in ``best.json``; None: none is.
-        heldout: measured at every checkpoint, or None.
+        heldout: measured before the first step and at every checkpoint, or None.
     """
 
     def __init__(
@@ -175,6 +175,10 @@ class Checkpoints(pl.Callback):
         self.log_, self.stop, self.stream, self.voice, self.folder = log, stop, stream, voice, folder
         self.run_id, self.every, self.keep, self.until = run_id, every, keep, until
         self.best, self.heldout = best, heldout
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.heldout is not None and pl_module.step == 0:
+            self.heldout(pl_module, trainer.global_rank, trainer.world_size)  # what the base makes of them
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = pl_module.step

@@ -162,8 +162,12 @@ def named_weights(adapters: dict[str, Any]) -> dict[str, nn.Parameter]:
 
 
 def train_what_trains(backbone: nn.Module, adapters: dict[str, Any]) -> None:
-    """Training mode, and so dropout, for adapters and for a backbone that trains as a whole; none for frozen layers."""
-    backbone.train(is_whole_backbone(adapters))
+    """Training mode, and so dropout, for adapters and for a network that trains as a whole; none for frozen layers, nor
+    for a frozen encoder beside such a network, whose chance answers would be remembered."""
+    whole = is_whole_backbone(adapters)
+    backbone.eval()
+    backbone.training = whole
+    backbone.network.train(whole)  # type: ignore[union-attr]
     for adapter in adapters.values():
         adapter.train()
 

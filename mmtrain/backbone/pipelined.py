@@ -1,0 +1,130 @@
+"""What families that are pipelines of the hub have in common: their folder, and, on a KL image codec, their latents.
+
+A family's own file says what its parts are, how text becomes a condition, and what its network predicts.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmtrain.backbone.codec import encode_clip, factor
+from mmtrain.backbone.text import Memo, kept, tokenize
+from mmtrain.backbone.weights import digest, save_pipeline
+from mmtrain.rng import Rng
+
+
+class Pipelined(nn.Module, ABC):
+    """A backbone that is a whole pipeline of the hub.
+
+    Attributes:
+        pipeline_class: the vanilla class that opens its folder.
+        digested: attributes that hold its weights, in the order in which its digest takes them.
+        path: hub id or folder that it came from, or ``fresh``.
+    """
+
+    pipeline_class: str
+    digested: ClassVar[tuple[str, ...]]
+    path: str
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The module that adapters are attached to."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Any]:
+        """The modules of the pipeline, by the names of its folder."""
+
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """The vanilla pipeline around these very modules."""
+
+    @property
+    def base(self) -> dict[str, str]:
+        return {"path": self.path, "digest": digest(*(getattr(self, name) for name in self.digested))}
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """A pipeline folder that the vanilla class opens, adapters of the network merged."""
+        save_pipeline(self, folder, dtype)
+
+
+class LatentDiffusion(Pipelined):
+    """A UNet on the latents of a KL image codec, told by text (Rombach et al. 2022)."""
+
+    digested: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder")
+
+    presets: ClassVar[dict[str, list[str]]] = {
+        "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
+        "cross-attention": ["*.attn2.to_*"],
+        "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"],
+    }
+
+    def _latent(self, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, path: str) -> None:
+        self.unet: Any = unet
+        self.vae: Any = vae
+        self.text_encoder: Any = text_encoder
+        self.tokenizer, self.path = tokenizer, path
+        self._text = Memo(self._read)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels that the network was made for."""
+        side = int(self.unet.config.sample_size) * factor(self.vae)
+        return side, side
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that height and width are a multiple of, by the codec."""
+        return factor(self.vae)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.unet
+
+    @property
+    def encoder_id(self) -> str:
+        return digest(self.vae.encoder, self.vae.quant_conv)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises UserError for a prompt that the text tower would cut."""
+        tokenize(self.tokenizer, prompts, "cpu")
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> dict[str, Tensor]:
+        """Posterior of the first frame: ``latents`` and ``latents_std``, ``[b 1 c h w]``, unscaled."""
+        return encode_clip(self.vae, frames[:, :1])
+
+    def draw_latents(self, encoded: dict[str, Tensor], rng: Rng) -> Tensor:
+        """Latents ``[b c h w]`` drawn from the first frame's posterior, scaled."""
+        return self.drawn(encoded["latents"][:, 0], encoded["latents_std"][:, 0], rng)
+
+    def drawn(self, mean: Tensor, deviation: Tensor, rng: Rng) -> Tensor:
+        """Latents drawn from a posterior ``[b …]``, scaled."""
+        noise = rng.normal("posterior", mean.shape[1:]).to(mean.device)
+        return (mean + deviation * noise) * self.vae.config.scaling_factor
+
+    def condition(
+        self, encoded: dict[str, Tensor], captions: Sequence[str], *, drop_text: Tensor, drop_image: Tensor
+    ) -> dict[str, Tensor]:
+        """Text tokens ``[b l d]``; a dropped caption is the empty one. There is no image conditioning to drop."""
+        [text] = self._text(kept(captions, drop_text), self.text_encoder.device)
+        return {"text": text}
+
+    def _read(self, caption: str) -> tuple[Tensor, ...]:
+        ids, _ = tokenize(self.tokenizer, [caption], self.text_encoder.device)
+        return (self.text_encoder(ids).last_hidden_state[0],)
+
+    def outline(self, batch: int, height: int, width: int, *frames: int) -> tuple[Tensor, Tensor]:
+        """Latents ``[b c … h w]`` and levels ``[b]``, by shape alone, where the network is."""
+        where, unit = self.unet.device, self.multiple
+        shape = (batch, self.unet.config.in_channels, *frames, height // unit, width // unit)
+        return torch.empty(shape, device=where), torch.zeros(batch, dtype=torch.long, device=where)
+
+    def outlined_text(self, batch: int) -> Tensor:
+        """Text tokens ``[b l d]`` by shape alone."""
+        shape = (batch, self.text_encoder.config.max_position_embeddings, self.unet.config.cross_attention_dim)
+        return torch.empty(shape, device=self.unet.device)
