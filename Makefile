@@ -4,9 +4,10 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 WORKERS ?= 2
+comma = ,
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof watermark-proof families-proof clean
+.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof reproduce-proof expected watermark-proof families-proof clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -47,6 +48,12 @@ bench-align: $(STAMP) ## contrastive losses in tiles, cached towers, and OPEN_CL
 
 resume-proof: $(STAMP) ## 25 kills a run, 300 damaged runs, 50 steps on two ranks, the pages of docs/ done command by command
 	@RESUME_PROOF=full $(PY) -m pytest -s tests/resume/test_kill.py tests/launch tests/house/test_mutations.py tests/docs
+
+reproduce-proof: $(STAMP) ## each recipe's first 50 steps again, from the manifest alone, and its expected numbers
+	@REPRODUCE_PROOF=full $(PY) -m pytest -s tests/reproduce/test_recipes.py
+
+expected: $(STAMP) ## measure the expected numbers of every recipe again, after a change that was meant to move them
+	@$(PY) -m mmtrain reproduce $(subst $() ,$(comma),$(basename $(notdir $(wildcard recipes/*.yaml)))) --record --out $$(mktemp -d)
 
 watermark-proof: $(STAMP) ## the watermark through eight attacks at 512 pixels, and 10,000 clean frames
 	@WATERMARK_PROOF=full $(PY) -m pytest -s tests/laws/test_watermark.py

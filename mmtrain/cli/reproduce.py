@@ -12,7 +12,7 @@ def add(verbs: Any) -> None:
     verb = add_verb(verbs, "reproduce", _reproduce, "run it again, and say what is equal and what differs")
     verb.usage = "mmtrain reproduce RUN|ARTIFACT|RECIPE [key=value ...] [options]"
     verb.set_defaults(takes_overrides=True)
-    text = "a run (folder, start of its id, `latest`), an exported folder, or a recipe with expected numbers"
+    text = "a run (folder, start of its id, `latest`), an exported folder, or recipes with expected numbers"
     verb.add_argument("what", metavar="WHAT", help=text)
     verb.add_argument("--steps", type=positive, help="only so many from the beginning (default: all)")
     verb.add_argument("--data", metavar="SHARDS", help="where the data lies now; its fingerprint must be the same")
@@ -32,20 +32,23 @@ def _seeds(text: str) -> list[int]:
 def _reproduce(args: argparse.Namespace) -> int:
     from mmtrain.reproduce import expected, reference, replay
 
-    if expected.is_recipe(args.what):
+    recipes = args.what.split(",")
+    if all(expected.is_recipe(recipe) for recipe in recipes):
         if args.overrides or args.data:
             raise UserError("reproduce", "a recipe with key=value", "its expected.json as it is", "train it instead")
         if args.record:
-            print(expected.record(args.what, out=args.out))
+            for recipe in recipes:
+                print(expected.record(recipe, out=args.out), flush=True)
             return 0
         asked = {"steps": args.steps, "seeds": args.seeds, "tolerance": args.tolerance, "out": args.out}
-        outcomes, lines = expected.check(args.what, **asked)
-        ok = all(outcome.ok for outcome in outcomes)
+        found = {recipe: expected.check(recipe, **asked) for recipe in recipes}
+        lines = [line for recipe, (_, said) in found.items() for line in [*[recipe][: len(found) - 1], *said]]
+        ok = all(outcome.ok for outcomes, _ in found.values() for outcome in outcomes)
     else:
         words = [*args.overrides, *([f"dataset.shards={args.data}"] if args.data else [])]
         record = reference.find(args.what)
         asked = {"steps": args.steps, "overrides": words, "tolerance": args.tolerance, "out": args.out}
-        found, lines = replay.reproduce(record, **asked)
-        ok = found.verdict != "different"
+        comparison, lines = replay.reproduce(record, **asked)
+        ok = comparison.verdict != "different"
     print("\n".join(lines))
     return 0 if ok else 1

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmtrain import config
 from mmtrain.config.recipe import RECIPES
+from mmtrain.data import world
 from mmtrain.data.shards import write_world
 from mmtrain.errors import UserError
 from mmtrain.evaluate.intervals import Interval, next_value
@@ -21,11 +22,12 @@ from mmtrain.reproduce import circumstances
 from mmtrain.reproduce.compare import Comparison, compare, said
 from mmtrain.reproduce.reference import Record
 from mmtrain.run import Run, write_json
+from mmtrain.sample.mp4 import write_png
 from mmtrain.train.fit import fit
 from mmtrain.train.resume import Ask
 
 LAST = 5  # steps at the end, over which a loss is averaged for the interval
-ELSEWHERE = ("dataset.shards", "cache", "seed")
+ELSEWHERE = ("dataset.shards", "dataset.folder", "cache", "seed")
 """Keys that say where and with which seed, not what is expected."""
 KEPT = ("code", "python", "packages", "hardware", "threads", "data", "bases")
 
@@ -89,9 +91,9 @@ def check(
     if "measured" not in told:
         raise UserError(str(file_of(recipe)), "nothing measured yet", "losses to compare with", "run it with --record")
     done = min(steps or told["steps"], told["steps"])
-    words, outcomes, lines = _data_words(told["data"], out), [], []
+    words, outcomes, lines = data_words(told["data"], out), [], []
     for seed in seeds or [int(next(iter(told["measured"])))]:
-        record = _run(recipe, told, words, seed, done, out)
+        record = run(recipe, told, words, seed, done, out)
         then = told["measured"].get(str(seed))
         found = None if then is None else _against(then, record, done, tolerance)
         loss = _last(record.metrics, done)
@@ -105,8 +107,8 @@ def check(
 def record(recipe: str, *, out: Path) -> Path:
     """Measure all seeds of a recipe's file and write what came into it."""
     told = read(recipe)
-    words = _data_words(told["data"], out)
-    runs = {int(seed): _run(recipe, told, words, int(seed), told["steps"], out) for seed in told["seeds"]}
+    words = data_words(told["data"], out)
+    runs = {int(seed): run(recipe, told, words, int(seed), told["steps"], out) for seed in told["seeds"]}
     manifest = next(iter(runs.values())).manifest
     losses = [_last(record.metrics, told["steps"]) for record in runs.values()]
     told["measured"] = {
@@ -127,7 +129,7 @@ def record(recipe: str, *, out: Path) -> Path:
     return file
 
 
-def _run(recipe: str, told: Mapping[str, Any], words: Sequence[str], seed: int, steps: int, out: Path) -> Record:
+def run(recipe: str, told: Mapping[str, Any], words: Sequence[str], seed: int, steps: int, out: Path) -> Record:
     fixed = [f"seed={seed}", f"folder={out}", "logger=null", "trainer.threads=1"]
     cfg = config.compose(recipe, [*told["overrides"], *words, *fixed])
     if cfg.cache is not None:
@@ -135,13 +137,19 @@ def _run(recipe: str, told: Mapping[str, Any], words: Sequence[str], seed: int, 
     return Record.of(fit(config.checked(cfg), Ask(until=steps, facts={"expected of": recipe})))
 
 
-def _data_words(data: Mapping[str, Any], out: Path) -> list[str]:
-    """Shards of the world, made where they are not yet."""
-    name = "-".join(str(data[key]) for key in ("split", "count", "seed"))
-    shards = out / "data" / name
-    if not shards.exists():
-        write_world(shards, split=data["split"], count=data["count"], seed=data["seed"])
-    return [f"dataset.shards={shards}"]
+def data_words(data: Mapping[str, Any], out: Path) -> list[str]:
+    """The world's shards or, for a recipe that packs a folder, pictures of it; made where they are not yet."""
+    split, count, seed = (data[key] for key in ("split", "count", "seed"))
+    place = out / "data" / f"{split}-{count}-{seed}{'-pictures' if 'pictures' in data else ''}"
+    if "pictures" not in data:
+        if not place.exists():
+            write_world(place, split=split, count=count, seed=seed)
+        return [f"dataset.shards={place}"]
+    place.mkdir(parents=True, exist_ok=True)
+    for key, frames, captions, _ in world.samples(seed, split, count, captions_each=1):
+        write_png(frames[0], place / f"{key}.png")
+        (place / f"{key}.txt").write_text(captions[0])
+    return [f"dataset.folder={place}", f"dataset.shards={out / 'data' / 'packed'}"]
 
 
 def _against(then: Mapping[str, Any], record: Record, steps: int, tolerance: float) -> Comparison:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def shard(root: nn.Module, weights: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> dict[str, nn.Parameter]:
     """Cut all layers of a module, and return what trains by the same names as before."""
     places = {id(weight): name for name, weight in root.named_parameters(remove_duplicate=False)}
-    for unit in _units(root):
+    for unit in dict.fromkeys(_units(root)):  # adapters know the network that they stand in
         fully_shard(unit, mesh=mesh)
     now = dict(root.named_parameters(remove_duplicate=False))
     kept = {name: now[places[id(weight)]] for name, weight in weights.items()}

@@ -122,10 +122,15 @@ def test_killed_many_times_equals_uninterrupted(kind: str, words: list[str], tmp
 
 @pytest.mark.parametrize(("kind", "words"), [(kind, kind) for kind in KINDS], indirect=["words"], ids=KINDS)
 def test_another_number_of_ranks_sees_the_same_batches(kind: str, words: list[str], tmp_path: Path) -> None:
-    """One rank, then two, then one, killed between: the batches are equal, the losses to what sums of floats are."""
+    """One rank, then two, then one, killed between: the batches are equal, the losses to what sums of floats are.
+
+    Where a whole CLIP learns from nothing at the recipe's rate, one changed last bit of one weight grows to 5e-4 of the
+    loss in a hundred steps on one rank too (recipes/LOG.md): there the rate is a tenth, at which it stays below 1e-5.
+    """
     if kind != "contrastive, cache" and not FULL:
         pytest.skip("in make resume-proof")
     first, second = STEPS // 3, 2 * STEPS // 3
+    words = [*words, "optim.lr=1e-4"] if kind == "contrastive, pixels" else words
     said = launched(words, tmp_path, [(first, False), (second, False)], [0, 1, 0], [1, 2, 1])
     whole, resumed = told(tmp_path / "whole.txt"), told(tmp_path / "killed.txt")
     other = told(tmp_path / "killed-1.txt")
@@ -140,7 +145,7 @@ def test_another_number_of_ranks_sees_the_same_batches(kind: str, words: list[st
         apart[step] = abs(found - loss) / mean
     soon = max(apart[step] for step in sorted(other)[:5])
     assert soon < 1e-5
-    assert max(apart.values()) < 1e-3  # what training makes of the first differences
+    assert max(apart.values()) < 1e-4  # what training makes of the first differences
     said += f"losses to {soon:.1e} of their mean in the first steps by two, to {max(apart.values()):.1e} in all\n"
     print(f"\n{kind}: {STEPS} steps by 1, 2 and 1 ranks; batches are equal, {said}")
 
