@@ -19,6 +19,7 @@ from mmtrain.backbone.outline import outlined
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 from mmtrain.train.devices import SHARES, Device
+from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import Tally, measured
 from mmtrain.train.module import named_weights
 
@@ -87,6 +88,7 @@ def plan(cfg: DictConfig) -> Plan:
         UserError: a resolution, a number of frames or a target that the model cannot take, before anything is loaded.
     """
     backbone, weights = outline(cfg)
+    lighten(backbone, config.build(cfg.trainer))
     source = _source(cfg)
     settings = _settings(cfg, backbone, source)
     trainable = sum(w.numel() for w in weights.values())
@@ -157,10 +159,7 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
 
 
 def step(backbone: Any, settings: Settings) -> Tally:
-    """What one training step costs beyond what is held: activations, gradients, operations.
-
-    Checkpointing is not followed on the meta device: with it a step takes less than is said here.
-    """
+    """What one training step costs beyond what is held: activations, gradients, operations."""
     network = backbone.network
     kind = torch.bfloat16 if settings.sixteen else torch.float32
     before = {name: w.dtype for name, w in network.named_parameters()}
@@ -244,6 +243,7 @@ def what_fits(cfg: DictConfig, made: Plan, device: Device) -> Settings | None:
     if made.phases.get("step", 0) <= room or made.phases["load"] > room:
         return None
     backbone, _ = outline(cfg)
+    lighten(backbone, config.build(cfg.trainer))
     beyond = made.phases["step"] - step(backbone, made.settings).peak
     return next((s for s in _nearer(made.settings) if beyond + step(backbone, s).peak <= room), None)
 
