@@ -5,11 +5,12 @@
     python -m benchmarks.gpu --device cuda --part sdxl   # one part again
 
 Weights are random: speed does not depend on them, and nothing is fetched. The loop is the same maths in plain PyTorch
-as those scripts have it: frozen weights and LoRA on a stock network in bf16 autocast, the plain AdamW, the loss fetched
-at every step. mmtrain's step is lightened, its AdamW fused, and nothing waits for the device; compiled is that with
-each kind of block compiled once. Utilisation is the stock network's operations (counted on the meta device, nothing counted
-twice for what is computed again) over the time and 790 TFLOP/s, which an H100 or H200 reaches in dense bf16 products.
-What is measured stays in the file; a part that is there is not measured again unless it is named.
+as those scripts have it: frozen weights and LoRA on a stock network in bf16 autocast, the plain AdamW, the loss
+fetched at every step. mmtrain's step is lightened, its AdamW fused, and nothing waits for the device; compiled is
+that with each kind of block compiled once. Utilisation is the stock network's operations (counted on the meta device,
+nothing counted twice for what is computed again) over the time and 790 TFLOP/s, which an H100 or H200 reaches in
+dense bf16 products. What is measured stays in the file; a part that is there is not measured again unless it is
+named.
 """
 
 import argparse
