@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import Report
-from benchmarks.rounds import Seconds
+from benchmarks.rounds import in_turn
 from mmtrain import config
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
@@ -28,25 +28,12 @@ ROUNDS, STEPS, FEW = 3, 16, 4
 PROMPT = "a red circle moving left on black"
 
 
-def in_turn(ways: dict[str, tuple[Callable[[], Any], int]]) -> dict[str, Seconds]:
-    """Seconds per sample of each way, which makes so many at a call."""
-    found = {name: Seconds() for name in ways}
-    for turn in range(ROUNDS + 1):
-        for name, (call, count) in ways.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            if turn:
-                found[name].wall.append((time.perf_counter() - wall) / count)
-                found[name].cpu.append((time.process_time() - cpu) / count)
-    return found
-
-
 def pictures(report: Report, model: StableDiffusion) -> None:
     few = StableDiffusion(path=config.shipped("sd"), few_steps=True)
 
-    def drawn(count: int, steps: int, which: Any = model, guidance: float = 7.5) -> tuple[Callable[[], Any], int]:
-        asked = {"num_inference_steps": steps, "guidance_scale": guidance}
-        return lambda: images(backbone=which, prompts=[PROMPT] * count, seeds=list(range(count)), **asked), count
+    def drawn(count: int, steps: int, which: Any = model, guidance: float = 7.5) -> Callable[[], float]:
+        asked: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
+        return lambda: len(images(backbone=which, prompts=[PROMPT] * count, seeds=list(range(count)), **asked))
 
     ways = {
         f"{STEPS} steps, one prompt": drawn(1, STEPS),
@@ -57,10 +44,10 @@ def pictures(report: Report, model: StableDiffusion) -> None:
     if os.environ.get("COMPILE") == "1":
         ways[f"{STEPS} steps, one prompt, compiled"] = _compiled(drawn)
     aims = {f"{STEPS} steps, eight prompts at once": 6.0, f"{FEW} steps by latent consistency, one prompt": 3.0}
-    report.arms("text → image, 64 px", in_turn(ways), unit="sample", aims=aims)
+    report.arms("text → image, 64 px", in_turn(ways, count=ROUNDS), unit="sample", aims=aims)
 
 
-def _compiled(drawn: Callable[..., tuple[Callable[[], Any], int]]) -> tuple[Callable[[], Any], int]:
+def _compiled(drawn: Callable[..., Callable[[], float]]) -> Callable[[], float]:
     """Its network has no adapters to fold, and is sampled as it stands."""
     model = StableDiffusion(path=config.shipped("sd"))
     model.unet.forward = torch.compile(model.unet.forward)
@@ -68,16 +55,16 @@ def _compiled(drawn: Callable[..., tuple[Callable[[], Any], int]]) -> tuple[Call
 
 
 def clips(report: Report, sampler: VideoSampler) -> None:
-    def made(count: int, steps: int, guidance: float | None = None) -> tuple[Callable[[], Any], int]:
+    def made(count: int, steps: int, guidance: float | None = None) -> Callable[[], float]:
         asked: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
-        return lambda: sampler.frames(prompts=[PROMPT] * count, seeds=list(range(count)), **asked), count
+        return lambda: len(sampler.frames(prompts=[PROMPT] * count, seeds=list(range(count)), **asked))
 
     ways = {
         f"{STEPS // 2} steps, one prompt": made(1, STEPS // 2),
         f"{STEPS // 2} steps, eight prompts at once": made(8, STEPS // 2),
         f"{FEW} steps, no guidance, one prompt": made(1, FEW, 1.0),
     }
-    report.arms("text → video, 8 frames of 64 px", in_turn(ways), unit="sample")
+    report.arms("text → video, 8 frames of 64 px", in_turn(ways, count=ROUNDS), unit="sample")
 
 
 def decoding(report: Report, model: StableVideoDiffusion) -> None:

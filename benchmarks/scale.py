@@ -5,7 +5,8 @@
 The tiny network that is shipped, LoRA on its temporal layers, fp32, one thread for each rank. Memory and operations are
 those of `mmtrain check` (a step on the meta device); three real steps show how far it is off. Time is the processor's.
 Exponents are least squares through the logarithms; where the last doubling costs much more than twice, it says why.
-Below, the published sizes: what 14 and 25 frames of 576 × 1024 take, and what each saving gives.
+Below, the published sizes: what 14 and 25 frames of 576 × 1024 take, and what each saving gives; and the predictions of
+`docs/scaling.md`. ``BENCH_PART="growth memory published ranks"`` chooses among them.
 """
 
 import math
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.predict import predictions
 from benchmarks.ranks import weak_scaling
 from benchmarks.report import Report
 from mmtrain import config
@@ -32,8 +34,8 @@ from mmtrain.train.measure import measured
 ROUNDS = 3
 AXES: dict[str, list[tuple[int, int, int]]] = {  # batch, frames, side in pixels
     "batch": [(1, 4, 64), (2, 4, 64), (4, 4, 64), (8, 4, 64)],
-    "frames": [(1, 2, 64), (1, 4, 64), (1, 8, 64), (1, 16, 64)],
-    "side": [(1, 2, 32), (1, 2, 64), (1, 2, 128), (1, 2, 256)],
+    "frames": [(1, 2, 64), (1, 4, 64), (1, 8, 64)],
+    "side": [(1, 2, 32), (1, 2, 64), (1, 2, 128)],
 }
 WHY = {
     "batch": "samples have nothing to do with each other",
@@ -131,48 +133,54 @@ def _other(name: str, recipe: str, words: list[str], point: tuple[int, int, int]
     return {name: (model, outline, point)}
 
 
-def published(report: Report) -> None:
-    """SVD-XT at its own size, batch 1, 16 bits: what each saving gives. The weights in 16 bits are counted in."""
-    rows = []
+def published(report: Report) -> tuple[float, int]:
+    """SVD-XT at its own size, batch 1, 16 bits: what each saving gives, the network's weights counted in.
+
+    Returns:
+        Operations of a step of 14 frames with all of it, and weights that train.
+    """
+    rows, found = [], (0.0, 0)
     ways: dict[str, list[Callable[[Any], Any]]] = {
         "stock": [],
         "diffusers' checkpointing": [lambda network: network.enable_gradient_checkpointing()],
         "frozen convolutions keep no input": [spare],
+        "attention to one token is its value": [shorten],
         "blocks computed again": [recompute],
         "all: trainer.checkpointing=true": [spare, shorten, recompute],
     }
     for frames in (14, 25):
         base = 0
         for name, changes in ways.items():
-            cfg = config.compose("sd_lora", [*REAL, *LORA])
-            model, _ = plan.outline(cfg)
+            model, _ = plan.outline(config.compose("sd_lora", [*REAL, *LORA]))
             for change in changes:
                 change(model.network)
             cost = plan.step(model, plan.Settings(1, frames, 576, 1024, sixteen=True))
             held = 2 * sum(w.numel() for w in model.network.parameters())
             base = base or cost.flops
-            rows.append(
-                {
-                    "frames": frames,
-                    "how": name,
-                    "GB": (cost.peak + held) / 1e9,
-                    "TFLOP": cost.flops / 1e12,
-                    "× FLOP": cost.flops / base,
-                }
-            )
+            row = {"frames": frames, "how": name, "GB": (cost.peak + held) / 1e9, "TFLOP": cost.flops / 1e12}
+            rows.append({**row, "× FLOP": cost.flops / base})
+            report.say(rows[-1])
+            if frames == 14:
+                found = cost.flops, sum(w.numel() for w in model.network.parameters() if w.requires_grad)
     report.table("SVD-XT, 576 × 1024, LoRA on temporal layers, batch 1, bf16: network and step, by the plan", rows)
+    return found
 
 
 def main() -> None:
     keep_pages()
     torch.set_num_threads(1)
-    report = Report("scale")
-    model, outline = svd()
-    growth(report, model, outline)
-    predicted(report, model, outline)
-    if os.environ.get("BENCH_REAL", "1") == "1":
-        published(report)
-    weak_scaling(report)
+    wanted = os.environ.get("BENCH_PART", "growth memory published ranks").split()
+    report = Report("scale" if "BENCH_PART" not in os.environ else f"scale-{'-'.join(wanted)}")
+    if {"growth", "memory"} & set(wanted):
+        model, outline = svd()
+        if "growth" in wanted:
+            growth(report, model, outline)
+        if "memory" in wanted:
+            predicted(report, model, outline)
+    if "published" in wanted:
+        predictions(report, *published(report))
+    if "ranks" in wanted:
+        weak_scaling(report)
     report.write()
 
 

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from mmtrain import config
 from mmtrain.artifact import attached
+from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.outline import outlined
+from mmtrain.batch import Batch
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
+from mmtrain.rng import Rng
 from mmtrain.train.devices import SHARES, Device
 from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import Tally, measured
@@ -155,6 +158,11 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
         made.phases["step"] = held + state + cost.peak
         if cfg.get("preview") is not None:
             made.phases["preview"] = held + state + _preview(backbone, made.settings, len(cfg.preview.prompts))
+    elif isinstance(backbone, Aligned) and backbone.tokenizer is not None:
+        whole = replace(made.settings, batch_size=int(cfg.trainer.batch_size))
+        cost = compared(backbone, config.build(cfg.objective), whole, int(cfg.trainer.get("accumulate", 1)))
+        made.flops = cost.flops
+        made.phases["step"] = held + state + cost.peak
     made.phases["save"] = held + state  # files are written from what is there
 
 
@@ -180,6 +188,19 @@ def step(backbone: Any, settings: Settings) -> Tally:
     if before:
         network.to(torch.float32)
     return cost
+
+
+def compared(backbone: Aligned, objective: Any, settings: Settings, pieces: int) -> Tally:
+    """As `step`, of a batch of pairs from pixels, through an objective that compares them all, in 32 bits."""
+    where, count = next(backbone.network.parameters()).device, settings.batch_size
+    shape = (count, settings.frames, 3, settings.height, settings.width)
+    names, caption = [str(i) for i in range(count)], "a caption, filled up to the tower's length"
+
+    def work() -> None:
+        batch = Batch(names, list(range(count)), [caption] * count, torch.zeros(shape, device=where))
+        objective(backbone, batch, Rng(0, 0, batch.positions), pieces).per_sample.mean().backward()
+
+    return measured(work, outline=where.type == "meta")
 
 
 def _cast(tensor: Tensor, kind: torch.dtype) -> Tensor:
