@@ -7,7 +7,7 @@ WORKERS ?= 2
 comma = ,
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint backbones bench bench-align bench-data resume-proof reproduce-proof expected watermark-proof families-proof clean
+.PHONY: help demo test lint backbones bench bench-step bench-align bench-data bench-sample bench-start bench-scale bench-gpu resume-proof reproduce-proof expected watermark-proof families-proof clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,15 +36,29 @@ lint: $(STAMP) ## ruff, mypy and the rule that imports go down only
 backbones: $(STAMP) ## train the shipped tiny backbones again (three hours on one core; recipes/LOG.md)
 	@bash recipes/backbones.sh $(VENV)/bin/mmtrain
 
-bench: $(STAMP) ## what Lightning and our code cost over a bare loop of the same maths
-	@$(PY) benchmarks/step.py
+bench: bench-start bench-step bench-sample bench-scale bench-data bench-align bench-gpu ## all of the following; tables, and JSON in runs/bench
 
-bench-data: $(STAMP) ## samples per second beside webdataset, over the same samples in the same run
-	@$(PY) benchmarks/data.py
+bench-step: $(STAMP) ## a LoRA step: bare loop, mmtrain, and PEER=<train_text_to_image_lora.py> for diffusers' own script
+	@$(PY) -m benchmarks.step
 
 bench-align: $(STAMP) ## contrastive losses in tiles, cached towers, and OPEN_CLIP=<folder> for open_clip's own loop
 	@$(PY) -m benchmarks.tiles
 	@$(PY) -m benchmarks.align
+
+bench-data: $(STAMP) ## samples per second beside webdataset, over the same samples in the same run
+	@$(PY) -m benchmarks.data
+
+bench-sample: $(STAMP) ## steps, prompts at once, few steps, decoding in chunks
+	@$(PY) -m benchmarks.sample
+
+bench-start: $(STAMP) ## seconds to help, to an import, to a training's first step
+	@$(PY) -m benchmarks.start
+
+bench-scale: $(STAMP) ## time and memory against batch, frames, resolution and ranks, with exponents
+	@$(PY) -m benchmarks.scale
+
+bench-gpu: $(STAMP) ## the GPU's script on tiny networks; `python -m benchmarks.gpu --device cuda` is the real one
+	@$(PY) -m benchmarks.gpu --device cpu --tiny
 
 resume-proof: $(STAMP) ## 25 kills a run, 300 damaged runs, 50 steps on two ranks, the pages of docs/ done command by command
 	@RESUME_PROOF=full $(PY) -m pytest -s tests/resume/test_kill.py tests/launch tests/house/test_mutations.py tests/docs

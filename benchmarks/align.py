@@ -3,18 +3,13 @@
     make bench-align
     OPEN_CLIP=<folder with open_clip/ and open_clip_train/> make bench-align
 
-Prints samples/s (min – median – max over alternate rounds), the ratio of the medians and the aim. Each arm is a process
-of its own, forked before any work, so that what one asks of the allocator does not help the other; one thread each.
-Measured is a whole fit, with the making of the trainer or the loader.
+Measured is a whole fit, with the making of the trainer or the loader, in processes that have their turn (`rounds.py`).
 """
 
 import io
 import logging
-import multiprocessing
 import os
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -25,10 +20,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.open_clip_loop import Loop
+from benchmarks.report import Report
+from benchmarks.rounds import Arm, repeated, rounds
 from mmtrain import artifact, config
 from mmtrain.adapter.projection import Projection
 from mmtrain.adapter.temperature import Temperature
@@ -49,14 +44,14 @@ BATCH, STEPS, SHARDS = 64, 4, 4
 QUIET: dict[str, Any] = dict.fromkeys(
     ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
 )
-Timed = Callable[[], float]
+Work = Callable[[], Callable[[], float]]
+"""What makes a piece of work, which returns how many samples it took."""
 
 
-def fit(module: TrainModule, loader: Any, steps: int) -> float:
-    """Seconds of a fit of so many steps."""
-    start = time.perf_counter()
+def fit(module: TrainModule, loader: Any, steps: int, batch: int) -> float:
+    """A fit of so many steps; the samples that it took."""
     pl.Trainer(max_steps=steps, accelerator="cpu", devices=1, **QUIET).fit(module, loader)
-    return time.perf_counter() - start
+    return batch * steps
 
 
 def pictures(count: int) -> tuple[list[np.ndarray], list[str]]:
@@ -69,7 +64,7 @@ def pictures(count: int) -> tuple[list[np.ndarray], list[str]]:
 # frozen towers: cached, or running ------------------------------------------------------------------------------------
 
 
-def frozen(cached: bool) -> Timed:
+def frozen(cached: bool) -> Callable[[], float]:
     """Heads and temperature on the shipped CLIP, both towers frozen."""
     keep_pages()
     model = CLIP(path=config.shipped("clip"))
@@ -87,9 +82,8 @@ def frozen(cached: bool) -> Timed:
     module = TrainModule(
         backbone=model, adapters=adapters, objective=Contrastive(), optim=AdamW(lr=1e-3), seed=0, steps=10**6
     )
-    return lambda: (
-        CACHED_BATCH * steps / fit(module, torch.utils.data.DataLoader([batch] * steps, batch_size=None), steps)
-    )  # type: ignore[arg-type]
+    loader: Any = [batch] * steps
+    return lambda: fit(module, torch.utils.data.DataLoader(loader, batch_size=None), steps, CACHED_BATCH)
 
 
 # the whole loop, from shards ------------------------------------------------------------------------------------------
@@ -104,7 +98,7 @@ def write(folder: Path) -> None:
             writer.write(f"{i:06d}", {"jpg": out.getvalue(), "txt": caption.encode()})
 
 
-def ours(folder: Path) -> Timed:
+def ours(folder: Path) -> Callable[[], float]:
     """The recipe `pretrain_clip`: everything trains, from JPEGs."""
     keep_pages()
     backbone, adapters = artifact.assemble(config.compose("pretrain_clip"))
@@ -114,13 +108,10 @@ def ours(folder: Path) -> Timed:
         seed=0, steps=10**6,
     )  # fmt: skip
 
-    def rate() -> float:
-        return BATCH * STEPS / fit(module, source.loader(seed=0, batch_size=BATCH, steps=STEPS), STEPS)
-
-    return rate
+    return lambda: fit(module, source.loader(seed=0, batch_size=BATCH, steps=STEPS), STEPS, BATCH)
 
 
-def theirs(path: Path, folder: Path) -> Timed:
+def theirs(path: Path, folder: Path) -> Callable[[], float]:
     """open_clip's model of the same sizes in open_clip's loop."""
     backbone, _ = artifact.assemble(config.compose("pretrain_clip"))
     text, vision = backbone.model.config.text_config, backbone.model.config.vision_config
@@ -148,62 +139,38 @@ def theirs(path: Path, folder: Path) -> Timed:
     loop = Loop(path, shards, towers, lambda caption: tokenize(backbone.tokenizer, [caption], "cpu")[0], BATCH)
     mine, other = (sum(w.numel() for w in m.parameters()) for m in (backbone.model, loop.model))
     assert abs(mine - other) < 0.02 * mine, f"{mine:,} weights here, {other:,} there"
-    return lambda: BATCH * STEPS / loop.seconds(STEPS)
+    return lambda: loop.run(STEPS)
 
 
 # rounds ---------------------------------------------------------------------------------------------------------------
 
 
-def arm(pipe: Any, make: Callable[[], Timed]) -> None:
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    rate = make()
-    rate()  # warm
-    while pipe.recv():
-        pipe.send(rate())
+def quiet(make: Work) -> Arm:
+    """An arm of fits that say nothing."""
 
+    def hushed() -> Callable[[], float]:
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        return make()
 
-def rounds(arms: dict[str, Callable[[], Timed]]) -> dict[str, list[float]]:
-    """Samples/s of each arm, in alternate rounds."""
-    context, pipes, children = multiprocessing.get_context("fork"), {}, []
-    for name, make in arms.items():
-        pipes[name], end = context.Pipe()
-        children.append(context.Process(target=arm, args=(end, make), daemon=True))
-        children[-1].start()
-    found: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(ROUNDS + 1):
-        for name, pipe in pipes.items():
-            pipe.send(turn < ROUNDS)
-            if turn < ROUNDS:
-                found[name].append(pipe.recv())
-    for child in children:
-        child.join()
-    return found
-
-
-def show(title: str, arms: dict[str, Callable[[], Timed]], aim: float) -> None:
-    found = rounds(arms)
-    table = Table("arm", "samples/s", "ratio", "aim", title=f"{title}, one thread each")
-    base = statistics.median(next(iter(found.values())))
-    for name, rates in found.items():
-        middle = statistics.median(rates)
-        shown = f"{min(rates):,.1f} – {middle:,.1f} – {max(rates):,.1f}"
-        table.add_row(name, shown, f"{middle / base:.2f}", f"{aim:g}" if len(table.rows) else "")
-    Console(width=110).print(table)
+    return repeated(hushed)
 
 
 def main() -> None:
-    frozen_arms = {"towers running": partial(frozen, False), "towers cached": partial(frozen, True)}
-    show(f"heads on a frozen CLIP, batch {CACHED_BATCH}", frozen_arms, 5)
-    if "OPEN_CLIP" not in os.environ:
-        print("beside open_clip: OPEN_CLIP=<folder with open_clip/ and open_clip_train/> make bench-align")
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "shards"
-        write(folder)
-        peers = {"open_clip": partial(theirs, Path(os.environ["OPEN_CLIP"]), folder), "mmtrain": partial(ours, folder)}
-        show(f"a tiny CLIP from JPEGs, batch {BATCH}", peers, 1.3)
+    report = Report("align")
+    arms = {"towers running": quiet(partial(frozen, False)), "towers cached": quiet(partial(frozen, True))}
+    found = rounds(arms, count=ROUNDS)
+    report.arms(f"heads on a frozen CLIP, batch {CACHED_BATCH}", found, unit="sample", aims={"towers cached": 5})
+    if "OPEN_CLIP" in os.environ:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "shards"
+            write(folder)
+            theirs_ = quiet(partial(theirs, Path(os.environ["OPEN_CLIP"]), folder))
+            found = rounds({"open_clip": theirs_, "mmtrain": quiet(partial(ours, folder))}, count=ROUNDS)
+            report.arms(f"a tiny CLIP from JPEGs, batch {BATCH}", found, unit="sample", aims={"mmtrain": 1.3})
+    else:
+        report.say("beside open_clip: OPEN_CLIP=<folder with open_clip/ and open_clip_train/> make bench-align")
+    report.write()
 
 
 if __name__ == "__main__":

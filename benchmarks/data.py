@@ -2,13 +2,13 @@
 
     make bench-data
 
-Prints samples/s (min – median – max over rounds) and the ratio of the medians to the aim. Ours reads in its random
-order and compares every checksum; webdataset reads from front to back, in shards' order, through its shuffle buffer.
-Then seconds to open an index of a million samples, and to find the sample at a position of it, anywhere.
+Ours reads in its random order and compares every checksum; webdataset reads from front to back, in shards' order,
+through its shuffle buffer. Then seconds to open an index of a million samples, and to find the sample at a position
+of it, anywhere.
 """
 
 import io
-import statistics
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 import webdataset
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.report import Report
+from benchmarks.rounds import in_turn, spread
 from mmtrain.data import world
 from mmtrain.data.facts import FACTS
 from mmtrain.data.index import save
@@ -87,12 +87,10 @@ def floats(sample: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(sample[f"{name}.npy"]).float() for name in ("latents", "text")}
 
 
-def rate(samples: Iterator[Any]) -> float:
-    start, count = time.perf_counter(), 0
-    for _ in samples:
-        count += 1
+def counted(samples: Iterator[Any]) -> int:
+    count = sum(1 for _ in samples)
     assert count == COUNT, count
-    return count / (time.perf_counter() - start)
+    return count
 
 
 def large(folder: Path, shards: int = 1000, samples: int = 1000) -> Path:
@@ -135,26 +133,24 @@ def seconds(work: Callable[[int], Any]) -> list[float]:
     return found
 
 
-def sought(folder: Path) -> Table:
+def sought(report: Report, folder: Path) -> None:
     """Opening and seeking; each seek is of an epoch and a window that were not looked at before."""
     where = str(large(folder))
     source = Source(shards=where)
     assert len(source) == 1_000_000
-    table = Table("an index of 1,000,000 samples", "seconds, min – median – max", "aim", title="one process")
-    for what, work, aim in (
-        ("opening it", lambda seed: Source(shards=where), 1.0),
-        ("seeking", lambda seed: source.order(seed, 1)[987_654_321 + 123_456_789 * seed], 0.1),
-    ):
-        times = seconds(work)
-        table.add_row(
-            what, " – ".join(f"{t:.3f}" for t in (min(times), statistics.median(times), max(times))), f"{aim:g}"
+    rows = [
+        {"what": what, "seconds, min – median – max": spread(seconds(work), ".3f"), "aim": f"< {aim:g}"}
+        for what, work, aim in (
+            ("opening it", lambda seed: Source(shards=where), 1.0),
+            ("seeking", lambda seed: source.order(seed, 1)[987_654_321 + 123_456_789 * seed], 0.1),
         )
-    return table
+    ]
+    report.table("an index of 1,000,000 samples, one process", rows)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    table = Table("what", "webdataset, samples/s", "mmtrain, samples/s", "ratio", "aim", title="one process")
+    report = Report("data")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder)
@@ -170,17 +166,18 @@ def main() -> None:
                 lambda seed: rows(latents, seed),
             ),
         }
+        seeds = itertools.count()  # another order each time
         for what, (theirs, ours) in pairs.items():
-            found: dict[str, list[float]] = {"theirs": [], "ours": []}
-            for seed in range(ROUNDS):
-                found["theirs"].append(rate(theirs()))
-                found["ours"].append(rate(ours(seed)))
-            shown = [f"{min(r):,.0f} – {statistics.median(r):,.0f} – {max(r):,.0f}" for r in found.values()]
-            ratio = statistics.median(found["ours"]) / statistics.median(found["theirs"])
-            table.add_row(what, *shown, f"{ratio:.2f}", f"{AIMS[what]:g}")
-        found = sought(folder / "large")
-    Console().print(table)
-    Console().print(found)
+            found = in_turn(
+                {
+                    "webdataset": lambda theirs=theirs: counted(theirs()),
+                    "mmtrain": lambda ours=ours: counted(ours(next(seeds))),
+                },
+                count=ROUNDS,
+            )
+            report.arms(what, found, unit="sample", aims={"mmtrain": AIMS[what]})
+        sought(report, folder / "large")
+    report.write()
 
 
 if __name__ == "__main__":

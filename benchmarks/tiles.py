@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.report import Report
+from benchmarks.rounds import spread
 from mmtrain.objective.tiles import Names, infonce, sigmoid
 from mmtrain.threads import keep_pages
 
@@ -107,40 +107,41 @@ def seconds(loss: Pass, count: int) -> float:
     return time.process_time() - start
 
 
-def memory_table() -> Table:
-    table = Table("embeddings", *(f"{n}, {how}" for n in LOSSES for how in ("plain MiB", "tiled MiB")))
-    table.title = f"peak of a forward and a backward pass, width {WIDTH}, float32, tiles of {TILE} rows"
-    rows = {n: [peak(loss, n) for pair in LOSSES.values() for loss in pair] for n in SIZES}
-    for count, row in rows.items():
-        table.add_row(f"{count:,}", *(f"{size / 2**20:,.1f}" for size in row))
-    last, before = rows[SIZES[-1]], rows[SIZES[-2]]
-    table.add_row("grows as B^", *(f"{math.log2(a / b):.2f}" for a, b in zip(last, before, strict=True)))
-    return table
+def memory_table(report: Report) -> None:
+    title = f"peak of a forward and a backward pass, width {WIDTH}, float32, tiles of {TILE} rows, MiB"
+    names = [f"{n}, {how}" for n in LOSSES for how in ("plain", "tiled")]
+    found = {n: [peak(loss, n) for pair in LOSSES.values() for loss in pair] for n in SIZES}
+    rows = [
+        {"embeddings": f"{count:,}", **{n: f"{size / 2**20:,.1f}" for n, size in zip(names, row, strict=True)}}
+        for count, row in found.items()
+    ]
+    growth = [math.log2(a / b) for a, b in zip(found[SIZES[-1]], found[SIZES[-2]], strict=True)]
+    report.table(title, [*rows, {"embeddings": "grows as B^", **dict(zip(names, growth, strict=True))}])
 
 
-def time_table() -> Table:
-    table = Table("embeddings", "loss", "plain, s", "tiled, s", "tiled / plain", "aim")
-    table.title = (
-        f"processor seconds of a forward and a backward pass, one thread, min – median – max of {ROUNDS} rounds"
-    )
+def time_table(report: Report) -> None:
+    rows = []
     for count in TIMED:
         for name, pair in LOSSES.items():
             found: list[list[float]] = [[], []]
             for _ in range(ROUNDS):
                 for i, loss in enumerate(pair):
                     found[i].append(seconds(loss, count))
-            shown = [f"{min(s):.3f} – {statistics.median(s):.3f} – {max(s):.3f}" for s in found]
+            plain, tiled = (spread(s, ".3f") for s in found)
             ratio = statistics.median(found[1]) / statistics.median(found[0])
-            table.add_row(f"{count:,}", name, *shown, f"{ratio:.2f}", "at most 1.5")
-    return table
+            row = {"embeddings": count, "loss": name, "plain, s": plain, "tiled, s": tiled, "tiled / plain": ratio}
+            rows.append({**row, "aim": "at most 1.5"})
+    title = f"processor seconds of a forward and a backward pass, one thread, min – median – max of {ROUNDS} rounds"
+    report.table(title, rows)
 
 
 def main() -> None:
     keep_pages()
     torch.set_num_threads(1)
-    say = Console(width=120)
-    say.print(memory_table())
-    say.print(time_table())
+    report = Report("tiles")
+    memory_table(report)
+    time_table(report)
+    report.write()
 
 
 if __name__ == "__main__":

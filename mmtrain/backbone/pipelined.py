@@ -60,6 +60,7 @@ class LatentDiffusion(Pipelined):
     presets: ClassVar[dict[str, list[str]]] = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
         "cross-attention": ["*.attn2.to_*"],
+        "up": ["up_blocks.*.to_q", "up_blocks.*.to_k", "up_blocks.*.to_v", "up_blocks.*.to_out.0"],
         "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"],
     }
 

@@ -58,6 +58,12 @@ class StableVideoDiffusion(Pipelined):
         "attention": ["*.attn1.to_*", "*.attn2.to_v", "*.attn2.to_out.0"],
         "temporal": ["*.temporal_transformer_blocks.*.attn1.to_*", "*.temporal_transformer_blocks.*.ff*.net.*"]
         + ["*.temporal_transformer_blocks.*.attn2.to_v", "*.temporal_transformer_blocks.*.attn2.to_out.0"],
+        "temporal-up": ["up_blocks.*.temporal_transformer_blocks.*.attn1.to_*"]
+        + [
+            "up_blocks.*.temporal_transformer_blocks.*.ff*.net.*",
+            "up_blocks.*.temporal_transformer_blocks.*.attn2.to_v",
+        ]
+        + ["up_blocks.*.temporal_transformer_blocks.*.attn2.to_out.0"],
         "spatial": ["*.transformer_blocks.*.attn1.to_*", "*.transformer_blocks.*.attn2.to_v"]
         + ["*.transformer_blocks.*.attn2.to_out.0"],
         "all-linear": ["*.attn1.to_*", "*.attn2.to_v", "*.attn2.to_out.0", "*.ff*.net.*", "*.proj_in", "*.proj_out"],

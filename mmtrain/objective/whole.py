@@ -57,7 +57,8 @@ class WholeBatch(ABC):
         _check_batch(batch)
         shown, said = embed(backbone, batch, rng, pieces)
         _check_embeddings(batch, shown, said)
-        with torch.autocast(shown.device.type, enabled=False):
+        device = shown.device.type
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             shown, said = (F.normalize(side if side.dtype == torch.float64 else side.float()) for side in (shown, said))
             found = self.compare(backbone, shown, said, Names.of(batch.keys, batch.captions, shown.device))
         return Loss(found.loss, {**_geometry(shown.detach(), said.detach()), **_counts(backbone, found)})

@@ -16,15 +16,15 @@ from mmtrain.data.cache import encode_shards, place
 from mmtrain.data.mixture import Mixture
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
-from mmtrain.rng import computed_again, drops_out
 from mmtrain.run import Run, checkpoints, resolved
 from mmtrain.threads import calibrate
 from mmtrain.train import checkpoint
 from mmtrain.train.encode import stored
 from mmtrain.train.failures import explained
 from mmtrain.train.launch import Ranks, is_to_be_started, joined, start
+from mmtrain.train.lighten import compile_network, lighten
 from mmtrain.train.loop import Job, train
-from mmtrain.train.module import TrainModule, train_what_trains
+from mmtrain.train.module import TrainModule
 from mmtrain.train.recall import fill_memories, recall_text
 from mmtrain.train.resume import Ask, refuse_early, taken_up
 from mmtrain.train.schedule import Fit
@@ -69,7 +69,9 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
     if isinstance(ask.resume, Path):
         refuse_early(Run.open(ask.resume), cfg, ask.allow)
     backbone, adapters = artifact.assemble(cfg)
-    _lighten(backbone, adapters, schedule)
+    lighten(backbone, schedule)
+    if schedule.compile:
+        compile_network(backbone, adapters)
     folder, step = ranks.shared("run", lambda: taken_up(cfg, pixels, backbone, ask, voice))
     run = Run.open(folder)
     source = ranks.in_turn(lambda: _cached(cfg, pixels, backbone, schedule, voice))
@@ -108,27 +110,6 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
         run.update_manifest(finished=finished, step=until, replaced=replaced)
     voice(f"run: {escape(str(run.path))}")
     return run.path
-
-
-def _lighten(backbone: Any, adapters: dict[str, Any], schedule: Fit) -> None:
-    """Checkpointing and compilation of the network, where they are asked for.
-
-    Raises:
-        UserError: a network that cannot compute its blocks again, or one with dropout that is to be compiled.
-    """
-    network = backbone.network
-    if schedule.checkpointing:
-        if not getattr(network, "_supports_gradient_checkpointing", False):
-            came = f"a {type(network).__name__}, which has none"
-            raise UserError("trainer.checkpointing", came, "false", "set it so")
-        network.enable_gradient_checkpointing(computed_again)
-    if schedule.compile:
-        train_what_trains(backbone, adapters)
-        if drops_out(network):  # torch runs what is compiled as it was written while our draws are in force
-            fix = "set the adapters' dropout to 0, or trainer.compile=false"
-            raise UserError("trainer.compile", "a network with dropout", "one without", fix)
-        network.eval()
-        network.compile()
 
 
 def _cached(cfg: DictConfig, pixels: Source | Mixture, backbone: Any, schedule: Fit, voice: Voice) -> Source | Mixture:

@@ -4,12 +4,12 @@ Both are read off the operations themselves, on real tensors or on the meta devi
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -47,25 +47,29 @@ class Tally(TorchDispatchMode):
         self.alive -= self._known.pop(name)
 
 
-class Fused(TorchFunctionMode):
+@contextmanager
+def fused(tally: Tally) -> Iterator[None]:
     """Inside, attention keeps what a fused kernel keeps: on the meta device torch would make whole score matrices.
+
+    The function itself is exchanged: a mode of torch's would not be on in a backward pass that computes blocks again.
 
     Args:
         tally: whose ``flops`` attention's are added to.
     """
 
-    def __init__(self, tally: Tally) -> None:
-        super().__init__()
-        self.tally = tally
+    def count(flops: int) -> None:
+        tally.flops += flops
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            return _Attention.apply(named["query"], named["key"], named["value"], self._count)
-        return func(*args, **(kwargs or {}))
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found: Tensor = _Attention.apply(query, key, value, count)
+        return found
 
-    def _count(self, flops: int) -> None:
-        self.tally.flops += flops
+    own = torch.nn.functional.scaled_dot_product_attention
+    torch.nn.functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = own
 
 
 class _Attention(torch.autograd.Function):
@@ -92,7 +96,7 @@ def measured(work: Callable[[], object], outline: bool) -> Tally:
     """The tally of some work; ``outline`` says that it is done on the meta device."""
     tally = Tally()
     if outline:
-        with Fused(tally), tally:
+        with fused(tally), tally:
             work()
     else:
         with tally:

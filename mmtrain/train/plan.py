@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from mmtrain import config
 from mmtrain.artifact import attached
+from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.outline import outlined
+from mmtrain.batch import Batch
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
+from mmtrain.rng import Rng
 from mmtrain.train.devices import SHARES, Device
+from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import Tally, measured
 from mmtrain.train.module import named_weights
 
@@ -87,6 +91,7 @@ def plan(cfg: DictConfig) -> Plan:
         UserError: a resolution, a number of frames or a target that the model cannot take, before anything is loaded.
     """
     backbone, weights = outline(cfg)
+    lighten(backbone, config.build(cfg.trainer))
     source = _source(cfg)
     settings = _settings(cfg, backbone, source)
     trainable = sum(w.numel() for w in weights.values())
@@ -153,14 +158,16 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
         made.phases["step"] = held + state + cost.peak
         if cfg.get("preview") is not None:
             made.phases["preview"] = held + state + _preview(backbone, made.settings, len(cfg.preview.prompts))
+    elif isinstance(backbone, Aligned) and backbone.tokenizer is not None:
+        whole = replace(made.settings, batch_size=int(cfg.trainer.batch_size))
+        cost = compared(backbone, config.build(cfg.objective), whole, int(cfg.trainer.get("accumulate", 1)))
+        made.flops = cost.flops
+        made.phases["step"] = held + state + cost.peak
     made.phases["save"] = held + state  # files are written from what is there
 
 
 def step(backbone: Any, settings: Settings) -> Tally:
-    """What one training step costs beyond what is held: activations, gradients, operations.
-
-    Checkpointing is not followed on the meta device: with it a step takes less than is said here.
-    """
+    """What one training step costs beyond what is held: activations, gradients, operations."""
     network = backbone.network
     kind = torch.bfloat16 if settings.sixteen else torch.float32
     before = {name: w.dtype for name, w in network.named_parameters()}
@@ -181,6 +188,19 @@ def step(backbone: Any, settings: Settings) -> Tally:
     if before:
         network.to(torch.float32)
     return cost
+
+
+def compared(backbone: Aligned, objective: Any, settings: Settings, pieces: int) -> Tally:
+    """As `step`, of a batch of pairs from pixels, through an objective that compares them all, in 32 bits."""
+    where, count = next(backbone.network.parameters()).device, settings.batch_size
+    shape = (count, settings.frames, 3, settings.height, settings.width)
+    names, caption = [str(i) for i in range(count)], "a caption, filled up to the tower's length"
+
+    def work() -> None:
+        batch = Batch(names, list(range(count)), [caption] * count, torch.zeros(shape, device=where))
+        objective(backbone, batch, Rng(0, 0, batch.positions), pieces).per_sample.mean().backward()
+
+    return measured(work, outline=where.type == "meta")
 
 
 def _cast(tensor: Tensor, kind: torch.dtype) -> Tensor:
@@ -244,6 +264,7 @@ def what_fits(cfg: DictConfig, made: Plan, device: Device) -> Settings | None:
     if made.phases.get("step", 0) <= room or made.phases["load"] > room:
         return None
     backbone, _ = outline(cfg)
+    lighten(backbone, config.build(cfg.trainer))
     beyond = made.phases["step"] - step(backbone, made.settings).peak
     return next((s for s in _nearer(made.settings) if beyond + step(backbone, s).peak <= room), None)
 

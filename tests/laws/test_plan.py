@@ -16,6 +16,7 @@ from mmtrain.artifact import attached
 from mmtrain.backbone import outline
 from mmtrain.train import plan as planning
 from mmtrain.train.devices import Device, device
+from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import measured
 
 FILES = {file.stem: json.loads(file.read_text()) for file in sorted(outline.PUBLISHED.glob("*.json"))}
@@ -58,13 +59,15 @@ def recipe(name: str, *words: str) -> Any:
     return config.compose(name, list(words))
 
 
-def test_peak_memory_is_what_a_step_on_this_machine_takes(tiny_sd: Path):
+@pytest.mark.parametrize("changed", [[], ["trainer.checkpointing=true"]])
+def test_peak_memory_is_what_a_step_on_this_machine_takes(changed: list[str], tiny_sd: Path):
     """The plan computes nothing; the step below computes everything. Bytes that are held are counted the same way."""
-    changes = ["trainer.batch_size=4", "dataset.shards=nowhere", "dataset.size=64"]
+    changes = ["trainer.batch_size=4", "dataset.shards=nowhere", "dataset.size=64", *changed]
     cfg = recipe("sd_lora", f"backbone.path={tiny_sd}", *changes)
     made = planning.plan(cfg)
     backbone = config.build(cfg.backbone)
     attached(backbone, cfg.adapters)
+    lighten(backbone, config.build(cfg.trainer))
     held = sum(t.numel() * t.element_size() for t in [*backbone.parameters(), *backbone.buffers()])
 
     def work() -> None:
@@ -76,9 +79,22 @@ def test_peak_memory_is_what_a_step_on_this_machine_takes(tiny_sd: Path):
 
     real = measured(work, outline=False)
     outlined, _ = planning.outline(cfg)
+    lighten(outlined, config.build(cfg.trainer))
     cost = planning.step(outlined, made.settings)
     assert made.phases["step"] == held + 12 * made.trainable + cost.peak  # two moments and the moving average
     assert cost.peak == pytest.approx(real.peak, rel=0.1), "activations and gradients"
+
+
+def test_peak_memory_of_pairs_is_what_their_step_takes():
+    cfg = recipe("pretrain_clip", "dataset.shards=nowhere", "trainer.batch_size=16")
+    objective = config.build(cfg.objective)
+    made = planning.plan(cfg)
+    outlined, _ = planning.outline(cfg)
+    backbone = config.build(cfg.backbone)
+    attached(backbone, cfg.adapters)
+    said, real = (planning.compared(model, objective, made.settings, 1).peak for model in (outlined, backbone))
+    assert said == pytest.approx(real, rel=0.1)
+    assert made.phases["step"] > made.phases["save"] + 0.9 * real
 
 
 def test_a_step_of_stable_diffusion_costs_what_it_does_elsewhere():
@@ -96,6 +112,7 @@ def test_what_does_not_fit_is_said_with_the_settings_that_would(tiny_svd: Path):
     cfg = recipe("sd_lora", "backbone=svd", "backbone.text_path=null", "adapters.style.targets=temporal", *words)
     made = planning.plan(cfg)
     backbone, _ = planning.outline(cfg)
+    lighten(backbone, config.build(cfg.trainer))
     held = made.phases["step"] - planning.step(backbone, made.settings).peak
     light = replace(made.settings, sixteen=True)
     room = (held + planning.step(backbone, light).peak + made.phases["step"]) / 2 / planning.SPARE

@@ -1,0 +1,42 @@
+"""What makes a step of a frozen network cheaper without changing its numbers, before a run and in its plan."""
+
+from typing import Any
+
+from torch import nn
+
+from mmtrain.backbone.frozen import spare
+from mmtrain.backbone.one_token import shorten
+from mmtrain.backbone.recompute import recompute
+from mmtrain.errors import UserError
+from mmtrain.rng import drops_out
+from mmtrain.train.module import train_what_trains
+from mmtrain.train.schedule import Fit
+
+
+def lighten(backbone: Any, schedule: Fit) -> None:
+    """Frozen convolutions keep no input, attention to one token is its value; blocks are computed again where
+    ``schedule.checkpointing`` asks for it. Adapters are attached already.
+
+    Raises:
+        UserError: a network that has no blocks to compute again.
+    """
+    network: nn.Module = backbone.network
+    spare(network)
+    shorten(network)
+    if schedule.checkpointing and not recompute(network):
+        came = f"a {type(network).__name__}, which has no blocks"
+        raise UserError("trainer.checkpointing", came, "false", "set it so")
+
+
+def compile_network(backbone: Any, adapters: dict[str, Any]) -> None:
+    """Have torch compile the network as it will train.
+
+    Raises:
+        UserError: one with dropout: torch runs what is compiled as it was written while our draws are in force.
+    """
+    train_what_trains(backbone, adapters)
+    if drops_out(backbone.network):
+        fix = "set the adapters' dropout to 0, or trainer.compile=false"
+        raise UserError("trainer.compile", "a network with dropout", "one without", fix)
+    backbone.network.eval()
+    backbone.network.compile()
