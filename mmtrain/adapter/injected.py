@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmtrain.adapter.bottleneck import bound
 from mmtrain.adapter.full import load_weights
+from mmtrain.adapter.words import Learned
 from mmtrain.errors import UserError
 
 
@@ -137,9 +138,14 @@ def _slots(layer: BaseTunerLayer) -> set[str]:
 
 
 def merged(network: nn.Module) -> Any:
-    """A copy of a network with its injected layers folded into the weights they stand on; nothing of peft is left."""
-    plain = copy.deepcopy(network)
+    """A copy of a network with its injected layers folded into the weights they stand on; nothing of peft is left, and
+    learned words are rows of a plain table."""
+    plain: Any = copy.deepcopy(network)
     for name, layer in list(plain.named_modules()):
+        if isinstance(layer, Learned):
+            table = layer.plain()
+            plain.set_submodule(name, table)
+            plain.config.vocab_size = len(table.weight)
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
             base = layer.get_base_layer()

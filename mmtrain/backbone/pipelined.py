@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmtrain.adapter.words import holds
 from mmtrain.backbone.codec import encode_clip, factor
 from mmtrain.backbone.text import Memo, kept, tokenize
 from mmtrain.backbone.weights import digest, save_pipeline
+from mmtrain.errors import UserError
 from mmtrain.rng import Rng
 
 
@@ -53,7 +55,11 @@ class Pipelined(nn.Module, ABC):
 
 
 class LatentDiffusion(Pipelined):
-    """A UNet on the latents of a KL image codec, told by text (Rombach et al. 2022)."""
+    """A UNet on the latents of a KL image codec, told by text (Rombach et al. 2022).
+
+    Attributes:
+        learned: words that an adapter adds to the text tower (`adapter/words.py`).
+    """
 
     digested: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder")
 
@@ -69,6 +75,7 @@ class LatentDiffusion(Pipelined):
         self.vae: Any = vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.path = tokenizer, path
+        self.learned: list[str] = []
         self._text = Memo(self._read)
 
     @property
@@ -111,9 +118,27 @@ class LatentDiffusion(Pipelined):
     def condition(
         self, encoded: dict[str, Tensor], captions: Sequence[str], *, drop_text: Tensor, drop_image: Tensor
     ) -> dict[str, Tensor]:
-        """Text tokens ``[b l d]``; a dropped caption is the empty one. There is no image conditioning to drop."""
-        [text] = self._text(kept(captions, drop_text), self.text_encoder.device)
-        return {"text": text}
+        """Text tokens ``[b l d]``; a dropped caption is the empty one. There is no image conditioning to drop.
+
+        Raises:
+            UserError: words are learned, and no caption of the batch holds one.
+        """
+        told = kept(captions, drop_text)
+        if not self.learned:
+            [text] = self._text(told, self.text_encoder.device)
+            return {"text": text}
+        if torch.is_grad_enabled() and not any(holds(caption, self.learned) for caption in captions):
+            wanted = f"one with {' or '.join(self.learned)}, which are to be learned"
+            raise UserError("captions", f"none of a batch such as {captions[0]!r}", wanted, "set dataset.caption")
+        text = torch.stack([self._told(caption) for caption in told])
+        learned = self.text_encoder.get_input_embeddings().learned
+        return {"text": text + 0.0 * learned.sum()}  # a batch of dropped captions has a gradient too, of zero
+
+    def _told(self, caption: str) -> Tensor:
+        """Tokens ``[l d]`` of a caption: remembered, save for learned words, which change."""
+        if holds(caption, self.learned):
+            return self._read(caption)[0]
+        return self._text([caption], self.text_encoder.device)[0][0]
 
     def _read(self, caption: str) -> tuple[Tensor, ...]:
         ids, _ = tokenize(self.tokenizer, [caption], self.text_encoder.device)

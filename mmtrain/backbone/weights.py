@@ -21,8 +21,8 @@ from mmtrain.backbone import outline
 from mmtrain.errors import UserError
 
 MANIFEST = "manifest.json"
-INJECTED = (".lora_", ".lokr_", ".hada_", ".oft_")
-"""What peft calls the weights that it puts beside a layer's own."""
+INJECTED = (".lora_", ".lokr_", ".hada_", ".oft_", ".learned")
+"""What the weights are called that adapters put beside a layer's own."""
 
 
 def load(
@@ -112,9 +112,9 @@ def copy_as(module: nn.Module, dtype: torch.dtype) -> Any:
 
 
 def save_pipeline(backbone: Any, folder: Path, dtype: torch.dtype) -> None:
-    """A folder that the vanilla pipeline opens: the backbone's parts in a dtype, adapters of its network merged."""
+    """A folder that the vanilla pipeline opens: the backbone's parts in a dtype, adapters merged."""
     modules = {name: part for name, part in backbone.parts().items() if isinstance(part, nn.Module)}
-    copies = {n: (merged(m).to(dtype) if m is backbone.network else copy_as(m, dtype)) for n, m in modules.items()}
+    copies = {name: merged(module).to(dtype) for name, module in modules.items()}
     pipeline = backbone.pipeline()
     pipeline.register_modules(**copies)
     pipeline.save_pretrained(folder)

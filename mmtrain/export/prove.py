@@ -163,8 +163,7 @@ def _text(backbone: Any) -> Case:
     call: dict[str, Any] = {**_small(backbone.multiple), "guidance_scale": 3.0}
     call |= {"num_frames": backbone.fewest_frames} if many else {}
     wanted = (clips if many else images)(backbone=backbone, prompts=[PROMPT], **call, seeds=[SEED])
-    parts = {name: part for name, part in backbone.parts().items() if isinstance(part, nn.Module)}
-    parts = {name: merged(part) if part is backbone.network else part for name, part in parts.items()}
+    parts = {name: merged(part) for name, part in backbone.parts().items() if isinstance(part, nn.Module)}
     ask = {"kind": "text", "class": backbone.pipeline_class, "parts": sorted(parts), "call": call, "prompt": PROMPT}
     return Case(ask, wanted, parts)
 

@@ -39,7 +39,7 @@ ELSEWHERE = {"siglip", "vq"}
 """Options whose folder only a test makes: `test_towers.py`, `tests/parity/test_families.py`."""
 
 ADAPTED = {
-    "sd": ("dora", "gated", "loha", "lokr", "lora", "oft", "full"),
+    "sd": ("dora", "gated", "loha", "lokr", "lora", "oft", "full", "words"),
     "svd": ("bottleneck_temporal", "bridge", "lora_temporal"),
     "animatediff_fresh": ("motion_modules",),
     "clip": ("bottleneck_clip", "clip_adapter", "dora_clip", "lit", "lora_clip", "projection", "temperature")
@@ -47,7 +47,7 @@ ADAPTED = {
     "siglip_fresh": ("temperature_siglip",),
 }
 """On what an adapter of the menu is attached here."""
-FILLED = {"tip_adapter": {"shots": 3}}
+FILLED = {"tip_adapter": {"shots": 3}, "words": {"words": ["<zwx>"], "like": ["red"]}}
 
 
 def options(group: str) -> list[str]:

@@ -1,5 +1,5 @@
-"""The pages of the three journeys and of launching: every command that they show is one, and with `RESUME_PROOF=full` a
-page's commands are done one after another in an empty folder, with fewer and smaller steps."""
+"""Pages of docs/: every command that they show is one, and with `RESUME_PROOF=full` a journey's
+commands are done one after another in an empty folder, with fewer and smaller steps."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from PIL import Image
 from mmtrain import cli, config
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ("launch-a-run", "adapt-a-brand", "reproduce-an-experiment", "launching")
+PAGES = ("launch-a-run", "adapt-a-brand", "reproduce-an-experiment", "launching", "families")
 FULL = os.environ.get("RESUME_PROOF") == "full"
 SHORT = ["trainer.steps=4", "trainer.batch_size=4", "trainer.threads=1", "trainer.checkpoint_every=2"]
 FILES = {"launch-a-run": [], "adapt-a-brand": [], "reproduce-an-experiment": ["launch-a-run"]}
