@@ -9,6 +9,7 @@ out=${2:-data/backbones}
 runs=$(mktemp -d runs-backbones-XXXX)
 
 [ -d data/shards/world ] || $mmtrain shards world data/shards/world --split train --count 6000 --seed 0
+[ -d data/shards/stills ] || $mmtrain shards world data/shards/stills --split train --stills --count 30000 --seed 0
 [ -d data/shards/clutter ] || $mmtrain shards world data/shards/clutter --split clutter --count 10000 --seed 0
 
 backbone() { # folder, recipe, log's name, further words
