@@ -40,6 +40,7 @@ class Copies:
         self.index = Index([self._indexed(copy) for copy in found])
         self._check(where, window)
         self.horizon = (1 + prefetch) * window * max(self.index.lengths) if prefetch else 0
+        self._keep: list[str] = []  # names of copies that come next, all of which have room together
         self._running: list[subprocess.Popen[str]] = []  # at most one
         weakref.finalize(self, _stop, self._running)
 
@@ -66,19 +67,19 @@ class Copies:
                 if path.exists():
                     yield
                     return
-            run(self._job([number]))
+            run(self._job([number], self._keep if path.parent.name in self._keep else ()))
 
     def expect(self, samples: np.ndarray) -> None:
         """Fetches in the background the shards of the samples that come next, int64 in their order: as many of them as
         there is room for without removing one that is needed before."""
-        if any(process.poll() is None for process in self._running):
-            return
         shards, first = np.unique(np.searchsorted(self.index.starts, samples, side="right") - 1, return_index=True)
         needed = self._fitting(shards[np.argsort(first)].tolist())
+        self._keep = [self.index.shards[n].path.parent.name for n in needed]
+        if any(process.poll() is None for process in self._running):
+            return
         missing = [n for n in needed if not self.index.shards[n].path.exists()]
         if missing:
-            keep = [self.index.shards[n].path.parent.name for n in needed]
-            self._running[:] = [start(self._job(missing, keep, patient=False), subprocess.DEVNULL)]
+            self._running[:] = [start(self._job(missing, self._keep, patient=False), subprocess.DEVNULL)]
 
     def _fitting(self, shards: list[int]) -> list[int]:
         if self.limit is None:

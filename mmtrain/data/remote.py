@@ -13,11 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmtrain.data.index import Index, expand, load
+from mmtrain.data.index import SIDECAR, Index, expand, load, save
 from mmtrain.data.room import held, reserve
 from mmtrain.data.scan import Shard
 from mmtrain.errors import UserError
@@ -125,8 +125,36 @@ def copy_all(job: Job) -> list[Copy]:
     patterns = [pattern for where in job.where for pattern in expand(where)]
     urls = [url for pattern in patterns for url in (_listed(pattern) if pattern.endswith("/") else [pattern])]
     Path(job.copies).mkdir(parents=True, exist_ok=True)
+    told = {folder: _uploaded(folder, job) for folder in {_folder(url) for url in urls}} if job.index_only else {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return [copy for copy in pool.map(lambda url: _copy(url, job), urls) if copy]
+        found = pool.map(lambda url: _copy(url, job, told.get(_folder(url), {}).get(_name(url))), urls)
+        return [copy for copy in found if copy]
+
+
+def _folder(url: str) -> str:
+    return url.rsplit("/", 1)[0]
+
+
+def _name(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
+
+
+def _uploaded(folder: str, job: Job) -> dict[str, Shard]:
+    """What an index beside the shards, uploaded with them, says of each by its name; nothing where there is none.
+
+    A shard is not read to prove it: its size must be that on the server, and its sha256 is compared when it is copied.
+    """
+    url = f"{folder}/{SIDECAR}"
+    system, path = _open(url)
+    own = Path(job.copies) / f"index-{hashlib.blake2b(url.encode(), digest_size=12).hexdigest()}"
+    try:
+        payload: bytes = _patiently(url, lambda: system.cat_file(path))
+    except UserError:
+        return {}
+    own.mkdir(exist_ok=True)
+    with held(Path(job.copies), own.name, alone=True):
+        (own / SIDECAR).write_bytes(payload)
+        return load(own, {})
 
 
 def _listed(folder: str) -> list[str]:
@@ -137,8 +165,8 @@ def _listed(folder: str) -> list[str]:
     return [system.unstrip_protocol(name) for name in names]
 
 
-def _copy(url: str, job: Job) -> Copy | None:
-    """None where there is no room and the job does not wait for it."""
+def _copy(url: str, job: Job, uploaded: Shard | None) -> Copy | None:
+    """None where there is no room and the job does not wait for it. ``uploaded`` is the shard by an index beside it."""
     copies = Path(job.copies)
     word = hashlib.blake2b(url.encode(), digest_size=12).hexdigest()
     record = copies / f"{word}.json"
@@ -151,6 +179,13 @@ def _copy(url: str, job: Job) -> Copy | None:
             whole = place.exists() and place.stat().st_size == tag["size"]
             if whole or (job.index_only and _indexed(place)):
                 return Copy(url, str(place), _expected(url, known["sha256"], job))
+        if uploaded is not None and uploaded.size == tag["size"]:
+            place = _place(copies, uploaded.sha256, url)
+            with held(copies, place.parent.name, alone=True):
+                place.parent.mkdir(exist_ok=True)
+                save(place.parent, {place.name: replace(uploaded, path=place)})
+            record.write_text(json.dumps({"url": url, "tag": tag, "sha256": uploaded.sha256}))
+            return Copy(url, str(place), _expected(url, uploaded.sha256, job))
         if job.limit is not None and tag["size"] > job.limit:
             came, wanted = f"it has {tag['size']:,} bytes", f"shards within the limit of copies, {job.limit:,} bytes"
             raise UserError(url, came, wanted, "raise dataset.max_copies_gb")
@@ -190,7 +225,7 @@ def _place(copies: Path, sha256: str, url: str) -> Path:
 
 def _expected(url: str, sha256: str, job: Job) -> str:
     if (wanted := job.known.get(url, sha256)) != sha256:
-        fix = "put the shard back, or start a new run on what is there now"
+        fix = "put the shard back, or start a new run on what is there now (with its index, if one was uploaded)"
         raise UserError(url, f"changed since the run began (sha256 {sha256[:12]}…)", f"sha256 {wanted[:12]}…", fix)
     return sha256
 

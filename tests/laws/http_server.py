@@ -14,6 +14,7 @@ class Server(http.server.ThreadingHTTPServer):
     failures = 0  # answers that are 503 before one is good
     cuts = 0  # answers to come that end before their time
     ranges = True
+    indexed = False  # whether an index beside the shards is served too
     sent = 0  # bytes of shards
     url = ""
 
@@ -36,7 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif path.is_dir():
             links = "".join(f'<a href="{p.name}">{p.name}</a>' for p in sorted(path.iterdir()))
             self.reply(200, links.encode(), head)
-        elif not path.is_file():
+        elif not path.is_file() or (path.suffix != ".tar" and not self.server.indexed):
             self.reply(404, b"", head)
         else:
             self.file(path, head)

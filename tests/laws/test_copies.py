@@ -79,6 +79,26 @@ def test_what_is_known_of_shards_outlives_their_copies(server: Server, world: Pa
     assert not all(shard.path.exists() for shard in first.index.shards)
 
 
+def test_an_uploaded_index_is_enough_to_start(server: Server, world: Path, tmp_path: Path) -> None:
+    """No shard is read for it; each is compared with it when it is copied."""
+    local = opened(str(world), tmp_path)
+    site = tmp_path / "site"
+    site.mkdir()
+    for path in [*world.glob("*.tar"), world / "index.npz"]:
+        (site / path.name).write_bytes(path.read_bytes())
+    server.folder, server.indexed = site, True
+    source = opened(f"{server.url}/", tmp_path / "c", max_copies_gb=room(world, 1), prefetch=0)
+    assert source.fingerprint == local.fingerprint
+    assert (server.sent, taken(tmp_path / "c")) == ((world / "index.npz").stat().st_size, 0)
+    assert keys(source, 0, 0) == keys(local, 0, 0)
+    stale = next(n for n, shard in enumerate(source.index.shards) if not shard.path.exists())
+    payload = bytearray((site / f"{stale:06d}.tar").read_bytes())
+    payload[600] ^= 1
+    (site / f"{stale:06d}.tar").write_bytes(payload)
+    with pytest.raises(UserError, match=rf"{stale:06d}\.tar: changed since the run began"):
+        source.raw(2 * stale)
+
+
 def test_a_limit_smaller_than_a_window_is_refused(server: Server, world: Path, tmp_path: Path) -> None:
     one = max(p.stat().st_size for p in world.glob("*.tar"))
     with pytest.raises(UserError, match=r"a window of 2 shards takes up to [\d,]+ bytes, the limit .*max_copies_gb"):
