@@ -6,6 +6,7 @@ those without, bit for bit on a CPU.
 """
 
 from collections.abc import Iterator
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -59,4 +60,5 @@ def _inside(module: nn.Module, left_out: set[int]) -> Iterator[nn.Module]:
 def _forward(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return computed_again(partial(forward, **kwargs), *args)
+    here = copy_context()  # what steers the network is in it, and is over when the block is computed again
+    return computed_again(partial(here.run, forward, **kwargs), *args)

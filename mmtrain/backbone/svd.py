@@ -7,7 +7,7 @@ numbers. A `Bridge` adapter puts text in the place of the image token.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -255,23 +255,40 @@ class StableVideoDiffusion(Pipelined):
         }
 
 
+_STEERING: ContextVar[dict[str, Tensor]] = ContextVar("steering")
+"""By residual block, what is added to its time embedding now. A block that is computed again in the backward pass sees
+what it saw at first (`recompute.py`), which a hook that is gone by then would not show it."""
+
+
 @contextmanager
 def steered(unet: Any, bridge: Any, code: Tensor | None) -> Iterator[None]:
     """A network whose residual blocks a bridge steers by codes ``[b k]`` for a while; None leaves it alone."""
     added = {} if code is None else bridge.steer(code)
-    hooks = [unet.get_submodule(name).register_forward_hook(partial(_added, what)) for name, what in added.items()]
+    for name in added:
+        layer = unet.get_submodule(name)
+        if not any(isinstance(hook, _Steered) for hook in layer._forward_hooks.values()):
+            layer.register_forward_hook(_Steered(name))
+    token = _STEERING.set(added)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        _STEERING.reset(token)
 
 
-def _added(what: Tensor, layer: Any, inputs: Any, out: Tensor) -> Tensor:
-    """``what`` ``[b c]`` on top of a layer's output, ``[b t c]`` in temporal blocks and ``[b·t c]`` in spatial ones."""
-    if out.ndim == 3:
-        return out + what[:, None].to(out)
-    return out + what.repeat_interleave(len(out) // len(what), 0).to(out)
+class _Steered:
+    """Adds a vector ``[b c]`` of each sample to a layer's output, ``[b t c]`` in temporal blocks and ``[b·t c]`` in
+    spatial ones; leaves it alone where the network is not steered."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, layer: Any, inputs: Any, out: Tensor) -> Tensor:
+        what = _STEERING.get({}).get(self.name)
+        if what is None:
+            return out
+        if out.ndim == 3:
+            return out + what[:, None].to(out)
+        return out + what.repeat_interleave(len(out) // len(what), 0).to(out)
 
 
 def text_tower(path: str, layer: int = -1) -> TextTower:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mmtrain.adapter.bridge import Bridge
 from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.frozen import spare
 from mmtrain.backbone.one_token import OneToken, shorten
@@ -68,6 +69,30 @@ def test_frozen_convolutions_and_recomputed_blocks_change_no_bit(family: str, ti
         model, lora = made(family, path)
         change(model.network)
         assert same(plain, gradients(model, lora))
+
+
+def test_a_block_that_is_computed_again_is_steered_again(tiny_svd: Path, tiny_clip: Path):
+    found = []
+    for change in (None, recompute):
+        model = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
+        bridge = Bridge(tokens=1, width=8, heads=2, code=4)
+        torch.manual_seed(0)
+        bridge.attach(model)
+        for weight in bridge.steering.values():
+            nn.init.normal_(weight)
+        model.unet.conv_in.requires_grad_(True)
+        if change is not None:
+            change(model.network)
+        given_now = given(model)
+        model.predict(*given_now).square().mean().backward()
+        trained = [model.unet.conv_in.weight, *bridge.steering.values()]
+        found.append([weight.grad for weight in trained])
+        model.zero_grad()
+        for weight in bridge.steering.values():
+            nn.init.zeros_(weight)
+        model.predict(*given_now).square().mean().backward()
+        assert not torch.equal(model.unet.conv_in.weight.grad, found[-1][0]), "steering must matter"
+    assert all(torch.equal(plain, again) for plain, again in zip(*found, strict=True))
 
 
 def test_dropout_draws_the_same_masks_when_a_block_is_computed_again(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch):
