@@ -46,10 +46,9 @@ def digest(module: TrainModule) -> str:
 
 
 def optimizer_tensors(module: TrainModule) -> dict[str, Tensor]:
-    """Moments and counts of AdamW by ``<weight>/<part>``."""
-    optimizer = module.configure_optimizers()
-    states = {name: optimizer.state[weight] for name, weight in module.weights.items()}
-    return {f"{name}/{part}": whole(tensor) for name, state in states.items() for part, tensor in state.items()}
+    """What the optimizer keeps: of AdamW moments and counts, by ``<weight>/<part>``."""
+    held = module.optim.held(module.configure_optimizers(), module.weights)
+    return {name: whole(tensor) for name, tensor in held.items()}
 
 
 def state_of(module: TrainModule, run_id: str, bad: dict[int, BadSample]) -> dict[str, Any]:
@@ -161,12 +160,5 @@ def restore(module: TrainModule, checkpoint: Path) -> None:
     module.done = int(facts["step"])
     for name, value in facts["buffers"].items():
         module.backbone.get_buffer(name).fill_(value)
-    optimizer = module.configure_optimizers()
     saved = load_file(checkpoint / "optimizer.safetensors")
-    for name, weight in module.weights.items():
-        if not weight.requires_grad:  # set before the first step, and kept
-            continue
-        optimizer.state[weight] = {
-            part: saved[f"{name}/{part}"].to(weight.device if part != "step" else "cpu")
-            for part in ("step", "exp_avg", "exp_avg_sq")
-        }
+    module.optim.refill(module.configure_optimizers(), module.weights, saved)

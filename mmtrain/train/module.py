@@ -14,7 +14,7 @@ from mmtrain.errors import UserError
 from mmtrain.objective.whole import WholeBatch, pieces_of
 from mmtrain.rng import Rng, drops_out
 from mmtrain.train import sharded
-from mmtrain.train.optim import AdamW
+from mmtrain.train.optim import Rate
 
 
 class TrainModule(pl.LightningModule):
@@ -38,7 +38,7 @@ class TrainModule(pl.LightningModule):
         backbone: nn.Module,
         adapters: dict[str, Any],
         objective: Any,
-        optim: AdamW,
+        optim: Rate,
         seed: int,
         steps: int,
         done: int = 0,
