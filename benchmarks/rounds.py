@@ -57,6 +57,11 @@ class Gate:
 Arm = Callable[[Gate], None]
 
 
+def rounds_asked(usual: int) -> int:
+    """How many rounds: ``BENCH_ROUNDS``, or as many as usual."""
+    return int(os.environ.get("BENCH_ROUNDS", usual))
+
+
 def repeated(make: Callable[[], Callable[[], float | None]]) -> Arm:
     """An arm of a piece of work that can be done again and again; it returns its units, None being one."""
 

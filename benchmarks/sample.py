@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import Report
-from benchmarks.rounds import in_turn
+from benchmarks.rounds import in_turn, rounds_asked
 from mmtrain import config
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
@@ -24,7 +24,7 @@ from mmtrain.sample.generate import VideoSampler, images
 from mmtrain.threads import keep_pages
 from mmtrain.train.measure import measured
 
-ROUNDS, STEPS, FEW = 3, 16, 4
+ROUNDS, STEPS, FEW = rounds_asked(3), 16, 4
 PROMPT = "a red circle moving left on black"
 
 

@@ -21,6 +21,7 @@ import torch
 from benchmarks.predict import predictions
 from benchmarks.ranks import weak_scaling
 from benchmarks.report import Report
+from benchmarks.rounds import rounds_asked
 from mmtrain import config
 from mmtrain.artifact import attached
 from mmtrain.backbone.frozen import spare
@@ -31,7 +32,7 @@ from mmtrain.train import plan
 from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import measured
 
-ROUNDS = 3
+ROUNDS = rounds_asked(3)
 AXES: dict[str, list[tuple[int, int, int]]] = {  # batch, frames, side in pixels
     "batch": [(1, 4, 64), (2, 4, 64), (4, 4, 64), (8, 4, 64)],
     "frames": [(1, 2, 64), (1, 4, 64), (1, 8, 64)],

@@ -19,11 +19,11 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.report import Report
-from benchmarks.rounds import spread
+from benchmarks.rounds import rounds_asked, spread
 from mmtrain.data import world
 from mmtrain.data.shards import ShardWriter
 
-ROUNDS = 3
+ROUNDS = rounds_asked(3)
 MMTRAIN = [sys.executable, "-m", "mmtrain"]
 TRAIN = ["trainer.steps=1000", "trainer.log_every=1", "trainer.batch_size=4", "trainer.threads=1", "logger=null"]
 

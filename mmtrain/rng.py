@@ -149,9 +149,11 @@ def computed_again(block: Callable[..., Any], *given: Any) -> Any:
 def drops_out(network: torch.nn.Module) -> bool:
     """Whether a dropout is at work in a network: of a layer, or of an attention that holds its chance as a number."""
     for module in network.modules():
+        if not module.training:  # most of a frozen network: asked at every step, so the dear question comes last
+            continue
         chances = [v for name, v in vars(module).items() if "dropout" in name and isinstance(v, float)]
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             chances.append(module.p)
-        if module.training and any(chances):
+        if any(chances):
             return True
     return False

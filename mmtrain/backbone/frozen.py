@@ -35,7 +35,7 @@ class _InputGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         stride, padding, dilation, groups = ctx.how
-        shape = grad.new_empty(1).expand(ctx.shape)  # its numbers are not looked at
+        shape = grad.new_empty(ctx.shape)  # its numbers are not looked at; a view of fewer would be copied
         found, _, _ = torch.ops.aten.convolution_backward(
             grad, shape, ctx.weight, ctx.bias, stride, padding, dilation, False, [0] * len(stride), groups,
             [True, False, False],

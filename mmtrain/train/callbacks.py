@@ -231,12 +231,15 @@ class Shown(pl.Callback):
         self.task = self.bar.add_task(self.name, total=pl_module.steps, completed=pl_module.step, facts="")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        due = pl_module.step % self.log_.every == 0 or pl_module.step == pl_module.steps
+        if self.bar is None and not due:
+            return
         shown = self.log_.shown
         facts = " ".join(f"{n} {shown[n]:.4g}" for n in shown if n != "lr" and " " not in n)
         facts += f" bad {len(self.stream.replaced)}" if self.stream.replaced else ""
         if self.bar is not None:
             self.bar.update(self.task, completed=pl_module.step, facts=facts)
-        if trainer.is_global_zero and (pl_module.step % self.log_.every == 0 or pl_module.step == pl_module.steps):
+        if trainer.is_global_zero and due:
             spent = time.perf_counter() - self.started
             left = spent / max(pl_module.step - self.first, 1) * (pl_module.steps - pl_module.step)
             line = f"{self.name} {pl_module.step}/{pl_module.steps} {facts} left {left:.0f} s"

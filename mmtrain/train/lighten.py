@@ -14,16 +14,19 @@ from mmtrain.train.schedule import Fit
 
 
 def lighten(backbone: Any, schedule: Fit) -> None:
-    """Frozen convolutions keep no input, attention to one token is its value; blocks are computed again where
-    ``schedule.checkpointing`` asks for it. Adapters are attached already.
+    """Attention to one token is its value. Where ``schedule.checkpointing`` asks for less memory, blocks are computed
+    again and frozen convolutions keep no input; alone these save little, and cost a tenth of a small step on a CPU
+    (benchmarks/RESULTS.md). Adapters are attached already.
 
     Raises:
         UserError: a network that has no blocks to compute again.
     """
     network: nn.Module = backbone.network
-    spare(network)
     shorten(network)
-    if schedule.checkpointing and not recompute(network):
+    if not schedule.checkpointing:
+        return
+    spare(network)
+    if not recompute(network):
         came = f"a {type(network).__name__}, which has no blocks"
         raise UserError("trainer.checkpointing", came, "false", "set it so")
 

@@ -58,6 +58,13 @@ class TrainModule(pl.LightningModule):
         self.is_cut = False
         self.optimizer: torch.optim.Optimizer | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module; but the hook it is in, which Lightning notes forty times a step, is no weight to look for."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def step(self) -> int:
         """Optimizer steps behind the run, those before a resume included."""

@@ -124,6 +124,9 @@ def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings
     frames = cfg.dataset.get("num_frames") or getattr(backbone, "num_frames", None) or 1
     if source is not None and source.kind != "encoded":
         frames, height, width, _ = source.sample(0).frames.shape
+    elif cfg.dataset.get("buckets"):
+        buckets = config.build(cfg.dataset.buckets)  # of one area all: the longest is the worst
+        (width, height), frames = buckets.sizes[-1], buckets.lengths[-1]
     elif cfg.dataset.get("size"):
         height = width = int(cfg.dataset.size)
     unit = getattr(backbone, "multiple", 1)

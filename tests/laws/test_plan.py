@@ -97,6 +97,16 @@ def test_peak_memory_of_pairs_is_what_their_step_takes():
     assert made.phases["step"] > made.phases["save"] + 0.9 * real
 
 
+def test_the_longest_bucket_is_planned_for():
+    cut = ["dataset=bucketed", "dataset.shards=nowhere", "dataset.buckets.side=64", "dataset.buckets.multiple=16"]
+    cfg = recipe("sd_lora", "backbone=svd", "dataset.buckets.num_frames=[3, 5]", *cut)
+    backbone, _ = planning.outline(cfg)
+    found = planning._settings(cfg, backbone, None)
+    assert found.frames == 5
+    assert found.height * found.width == pytest.approx(64 * 64, rel=0.3)
+    assert found.height != found.width
+
+
 def test_a_step_of_stable_diffusion_costs_what_it_does_elsewhere():
     """0.80 TFLOP forward at 512 pixels, and 2.23 times that with LoRA on every attention: counted on another occasion
     by other means."""
