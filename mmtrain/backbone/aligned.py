@@ -21,7 +21,7 @@ from mmtrain.errors import UserError
 
 FEATURES = "visual_features"
 LongCaptions = Literal["refuse", "truncate"]
-_AT_ONCE = 64  # captions that go through a tower together when a table of them is made
+AT_ONCE = 64  # captions that go through a tower together when a table of them is made
 
 
 class Aligned(nn.Module, ABC):
@@ -218,9 +218,9 @@ class Aligned(nn.Module, ABC):
     def table(self, captions: Sequence[str], progress: Callable[[int, int], None]) -> Tensor:
         """Text features ``[n d]`` of captions; in groups of a fixed size, so that they are the same on every run."""
         rows = []
-        for start in range(0, len(captions), _AT_ONCE):
-            rows.append(self.text_features(*self.tokens(captions[start : start + _AT_ONCE])).cpu())
-            progress(min(start + _AT_ONCE, len(captions)), len(captions))
+        for start in range(0, len(captions), AT_ONCE):
+            rows.append(self.text_features(*self.tokens(captions[start : start + AT_ONCE])).cpu())
+            progress(min(start + AT_ONCE, len(captions)), len(captions))
         return torch.cat(rows)
 
     def recall(self, captions: Sequence[str], table: Tensor) -> None:

@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from mmtrain.adapter.injected import merged
 from mmtrain.backbone.text import word_tokenizer
-from mmtrain.backbone.weights import copy_as, freeze, load
+from mmtrain.backbone.weights import companion, copy_as, freeze, load
 
 OTHERS = ("vision_model.", "visual_projection.", "logit_scale")
 
@@ -26,7 +26,7 @@ class ClipText(nn.Module):
 
     def __init__(self, *, path: str, revision: str | None = None) -> None:
         model = load(CLIPTextModelWithProjection, path, revision=revision, unused=OTHERS)
-        self._hold(model, CLIPTokenizer.from_pretrained(path, revision=revision), path)
+        self._hold(model, companion(CLIPTokenizer, path, revision=revision), path)
 
     def _hold(self, model: nn.Module, tokenizer: Any, path: str) -> None:
         super().__init__()

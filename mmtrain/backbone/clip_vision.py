@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from mmtrain.adapter.injected import merged
 from mmtrain.backbone.clip import pixels_of
-from mmtrain.backbone.weights import copy_as, load
+from mmtrain.backbone.weights import companion, copy_as, load
 
 OTHERS = ("text_model.", "text_projection.", "logit_scale")
 
@@ -25,7 +25,7 @@ class ClipVision(nn.Module):
     def __init__(self, *, path: str, revision: str | None = None) -> None:
         super().__init__()
         self.model: Any = load(CLIPVisionModelWithProjection, path, revision=revision, unused=OTHERS)
-        self.processor: Any = CLIPImageProcessorPil.from_pretrained(path, revision=revision)
+        self.processor: Any = companion(CLIPImageProcessorPil, path, revision=revision)
         self.path = path
 
     @property

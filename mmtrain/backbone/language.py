@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 
 from mmtrain.adapter.injected import merged
 from mmtrain.backbone.text import word_tokenizer
-from mmtrain.backbone.weights import copy_as, freeze, load
+from mmtrain.backbone.weights import companion, copy_as, freeze, load
 from mmtrain.errors import UserError
 
 
@@ -27,7 +27,7 @@ class Language(nn.Module):
 
     def __init__(self, *, path: str, revision: str | None = None, max_tokens: int | None = None) -> None:
         model = load(AutoModel, path, revision=revision, unused=("lm_head.",))
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer = companion(AutoTokenizer, path, revision=revision)
         if max_tokens is not None:
             tokenizer.model_max_length = max_tokens
         self._hold(model, tokenizer, path)

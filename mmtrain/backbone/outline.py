@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from mmtrain.errors import UserError
 
@@ -35,7 +37,8 @@ def outlined() -> Iterator[None]:
 
 
 def published(path: str) -> dict[str, Any]:
-    """What is known of a hub id: ``index``, ``parts`` (configs by subfolder) and ``parameters`` (counts by subfolder).
+    """What is known of a hub id: ``index``, ``parts`` (configs by subfolder) and ``parameters`` (counts by subfolder);
+    of a model that comes alone, what its ``tokenizer`` and ``processor`` are set to, too.
 
     Raises:
         NoFactsError: nothing is.
@@ -70,7 +73,9 @@ def model(cls: Any, path: str, subfolder: str | None) -> Any:
     """A model of the hub's class on the meta device, frozen, in eval mode."""
     given = config(path, subfolder)
     with torch.device("meta"):
-        if hasattr(cls, "from_config") and not hasattr(cls, "config_class"):
+        if hasattr(cls, "_model_mapping"):  # a transformers class that finds the model's own
+            built = cls.from_config(AutoConfig.for_model(**given))
+        elif hasattr(cls, "from_config") and not hasattr(cls, "config_class"):
             built = cls.from_config(given)
         else:
             built = cls(_of(cls, given))
@@ -84,9 +89,24 @@ def _of(cls: Any, given: dict[str, Any]) -> Any:
     return kind.from_dict(nested)
 
 
+class Beside:
+    """What is published of a tokenizer or a processor: settings, by name, and no vocabulary."""
+
+    def __init__(self, **settings: Any) -> None:
+        vars(self).update(settings)
+
+    def __call__(self, *_: Any) -> SimpleNamespace:
+        """A caption of one token that is no mark."""
+        return SimpleNamespace(input_ids=[-1])
+
+
 def companion(cls: Any, path: str, subfolder: str | None) -> Any:
-    """A scheduler by its published settings; a tokenizer or processor is nothing that an outline needs."""
+    """A scheduler, a tokenizer or a processor by its published settings; None where none are."""
     if Path(path).is_dir():
         return cls.from_pretrained(path, **({} if subfolder is None else {"subfolder": subfolder}))
-    given = published(path)["parts"].get(subfolder or "") if hasattr(cls, "from_config") else None
-    return None if given is None else cls(**given)
+    facts = published(path)
+    if hasattr(cls, "from_config"):
+        given = facts["parts"].get(subfolder or "")
+        return None if given is None else cls(**given)
+    kind = "processor" if hasattr(cls, "preprocess") else "tokenizer"
+    return Beside(**facts[kind]) if kind in facts else None

@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessorPil, TimesformerConfig, TimesformerMo
 
 from mmtrain.adapter.injected import merged
 from mmtrain.backbone.clip import image_processor, prepare
-from mmtrain.backbone.weights import copy_as, freeze, load
+from mmtrain.backbone.weights import companion, copy_as, freeze, load
 from mmtrain.errors import UserError
 
 
@@ -23,7 +23,7 @@ class TimeSformer(nn.Module):
 
     def __init__(self, *, path: str, revision: str | None = None) -> None:
         model = load(TimesformerModel, path, revision=revision, unused=("classifier.",))
-        self._hold(model, CLIPImageProcessorPil.from_pretrained(path, revision=revision), path)
+        self._hold(model, companion(CLIPImageProcessorPil, path, revision=revision), path)
 
     def _hold(self, model: nn.Module, processor: Any, path: str) -> None:
         super().__init__()

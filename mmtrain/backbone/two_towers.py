@@ -8,7 +8,7 @@ from torch import nn
 
 from mmtrain.adapter.injected import merged
 from mmtrain.backbone.aligned import Aligned, LongCaptions
-from mmtrain.backbone.weights import copy_as, digest, load, write_manifest
+from mmtrain.backbone.weights import companion, copy_as, digest, load, write_manifest
 
 
 class TwoTowers(Aligned):
@@ -28,7 +28,7 @@ class TwoTowers(Aligned):
     def __init__(self, *, path: str, revision: str | None = None, long_captions: LongCaptions = "refuse") -> None:
         model, *beside = self.classes
         loaded = load(model, path, revision=revision)
-        tokenizer, processor = (part.from_pretrained(path, revision=revision) for part in beside)
+        tokenizer, processor = (companion(part, path, revision=revision) for part in beside)
         self._hold(loaded, tokenizer, processor, path, long_captions)
 
     def _hold(self, model: Any, tokenizer: Any, processor: Any, path: str, long_captions: LongCaptions) -> None:

@@ -6,6 +6,7 @@ no weight is needed. What is known of time is a range, by the device's data shee
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from mmtrain import config
 from mmtrain.artifact import attached
 from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.outline import outlined
-from mmtrain.batch import Batch
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
-from mmtrain.rng import Rng
+from mmtrain.train import plan_alignment
 from mmtrain.train.devices import SHARES, Device
 from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import Tally, measured
@@ -39,6 +39,7 @@ class Settings:
     height: int
     width: int
     sixteen: bool
+    pieces: int = 1
 
 
 @dataclass
@@ -95,8 +96,11 @@ def plan(cfg: DictConfig) -> Plan:
     source = _source(cfg)
     settings = _settings(cfg, backbone, source)
     trainable = sum(w.numel() for w in weights.values())
-    parts = {name: sum(w.numel() for w in part.parameters()) for name, part in models(backbone).items()}
-    made = Plan(settings, cfg.trainer.steps, parts, trainable, max(0, sum(parts.values()) - trainable))
+    networks = models(backbone)
+    parts = {name: sum(w.numel() for w in part.parameters()) for name, part in networks.items()}
+    own = {id(w) for w in weights.values()}
+    still = sum(w.numel() for part in networks.values() for w in part.parameters() if id(w) not in own)
+    made = Plan(settings, cfg.trainer.steps, parts, trainable, still)
     made.samples = None if source is None else len(source)
     _phases(made, cfg, backbone, weights)
     _disk(made, cfg, backbone)
@@ -105,6 +109,8 @@ def plan(cfg: DictConfig) -> Plan:
 
 def models(backbone: Any) -> dict[str, nn.Module]:
     """The backbone's networks by name; adapters inside them are counted where they stand."""
+    if isinstance(backbone, Aligned):
+        return plan_alignment.parts(backbone)
     if hasattr(backbone, "parts"):
         return {name: part for name, part in backbone.parts().items() if isinstance(part, nn.Module)}
     return {name: part for name, part in backbone.named_children() if name != "bridge"}
@@ -121,6 +127,8 @@ def _source(cfg: DictConfig) -> Source | None:
 
 def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings:
     height, width = getattr(backbone, "size", (64, 64))
+    if isinstance(backbone, Aligned):
+        height = width = plan_alignment.side(backbone)
     frames = cfg.dataset.get("num_frames") or getattr(backbone, "num_frames", None) or 1
     if source is not None and source.kind != "encoded":
         frames, height, width, _ = source.sample(0).frames.shape
@@ -152,6 +160,8 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
     own = 4 * made.trainable
     state = own * (cfg.trainer.get("ema") is not None) + config.build(cfg.optim).bytes_each * made.trainable
     made.phases["load"] = held
+    if isinstance(backbone, Aligned):
+        plan_alignment.phases(made, cfg, backbone, held, state)
     if hasattr(backbone, "vae"):
         clips = ENCODED if cfg.get("cache") else made.settings.batch_size
         made.phases["encode"] = held + _codec(backbone, made.settings, clips, decode=False).peak
@@ -161,11 +171,6 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
         made.phases["step"] = held + state + cost.peak
         if cfg.get("preview") is not None:
             made.phases["preview"] = held + state + _preview(backbone, made.settings, len(cfg.preview.prompts))
-    elif isinstance(backbone, Aligned) and backbone.tokenizer is not None:
-        whole = replace(made.settings, batch_size=int(cfg.trainer.batch_size))
-        cost = compared(backbone, config.build(cfg.objective), whole, int(cfg.trainer.get("accumulate", 1)))
-        made.flops = cost.flops
-        made.phases["step"] = held + state + cost.peak
     made.phases["save"] = held + state  # files are written from what is there
 
 
@@ -191,19 +196,6 @@ def step(backbone: Any, settings: Settings) -> Tally:
     if before:
         network.to(torch.float32)
     return cost
-
-
-def compared(backbone: Aligned, objective: Any, settings: Settings, pieces: int) -> Tally:
-    """As `step`, of a batch of pairs from pixels, through an objective that compares them all, in 32 bits."""
-    where, count = next(backbone.network.parameters()).device, settings.batch_size
-    shape = (count, settings.frames, 3, settings.height, settings.width)
-    names, caption = [str(i) for i in range(count)], "a caption, filled up to the tower's length"
-
-    def work() -> None:
-        batch = Batch(names, list(range(count)), [caption] * count, torch.zeros(shape, device=where))
-        objective(backbone, batch, Rng(0, 0, batch.positions), pieces).per_sample.mean().backward()
-
-    return measured(work, outline=where.type == "meta")
 
 
 def _cast(tensor: Tensor, kind: torch.dtype) -> Tensor:
@@ -268,8 +260,12 @@ def what_fits(cfg: DictConfig, made: Plan, device: Device) -> Settings | None:
         return None
     backbone, _ = outline(cfg)
     lighten(backbone, config.build(cfg.trainer))
-    beyond = made.phases["step"] - step(backbone, made.settings).peak
-    return next((s for s in _nearer(made.settings) if beyond + step(backbone, s).peak <= room), None)
+    if isinstance(backbone, Aligned):
+        nearer, cost = plan_alignment.nearer, partial(plan_alignment.step, cfg, backbone)
+    else:
+        nearer, cost = _nearer, partial(step, backbone)
+    beyond = made.phases["step"] - cost(made.settings).peak
+    return next((s for s in nearer(made.settings) if beyond + cost(s).peak <= room), None)
 
 
 def _nearer(asked: Settings) -> Iterator[Settings]:
@@ -292,6 +288,7 @@ def words(made: Plan, device: Device, fit: Settings | None = None) -> list[str]:
     lines = [f"weights: {made.trainable:,} train, {made.frozen:,} are frozen"]
     lines += [f"  {name}: {count:,}" for name, count in made.parts.items()]
     shape = f"{s.batch_size} × {s.frames} frames of {s.height} × {s.width}"
+    shape += f" in {s.pieces} pieces" if s.pieces > 1 else ""
     lines.append(f"memory at {shape}, {'mixed 16' if s.sixteen else '32'} bits:")
     lines += [f"  {name}: {_size(count)}" for name, count in made.phases.items()]
     limit = SPARE * device.memory
@@ -319,6 +316,8 @@ def _advice(asked: Settings, fit: Settings | None, over: list[str]) -> str:
     changed: dict[str, str] = {}
     if fit.batch_size != asked.batch_size:
         changed["trainer.batch_size"] = str(fit.batch_size)
+    if fit.pieces != asked.pieces:
+        changed["trainer.accumulate"] = str(fit.pieces)
     if fit.sixteen and not asked.sixteen:
         changed["trainer.precision"] = "bf16-mixed"
     return "its step would fit with " + " ".join(f"{name}={value}" for name, value in changed.items())
