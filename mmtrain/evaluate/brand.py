@@ -17,8 +17,8 @@ _ENOUGH = 3  # parts of four
 
 
 class BrandStyle:
-    """``palette``, ``outline``, ``pattern``, ``logo``: whether each is there in most frames; ``style adherence``:
-    whether at least three of the four are."""
+    """``style adherence``: whether at least three of ``palette``, ``outline``, ``pattern`` and ``logo`` are there, each
+    of them in most frames."""
 
     def __init__(self) -> None:
         self.brand = Brand()
@@ -30,7 +30,7 @@ class BrandStyle:
         found = np.array([self._parts(frame.astype(np.float64)) for frame in frames])
         shown = [bool(share >= 0.5) for share in found.mean(0)]
         parts = dict(zip(("palette", "outline", "pattern", "logo"), shown, strict=True))
-        return {**parts, "style adherence": sum(shown) >= _ENOUGH}
+        return {"style adherence": sum(shown) >= _ENOUGH, **parts}
 
     def _parts(self, frame: np.ndarray) -> tuple[bool, bool, bool, bool]:
         side = len(frame)

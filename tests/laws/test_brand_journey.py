@@ -73,7 +73,7 @@ def test_a_run_ends_early_and_its_best_is_exported(tmp_path: Path, tiny_sd: Path
     words += ["trainer.checkpoint_every=1", "trainer.patience=2", "trainer.steps=40", "optim.lr=3", "optim.warmup=1"]
     words += ["trainer.heldout_batches=1", "trainer.ema=null"]
     assert cli.main(["train", "brand_style", *SHORT, *words]) == 0
-    assert "no heldout below" in capsys.readouterr().out
+    assert "no heldout below" in capsys.readouterr().err
     [path] = (tmp_path / "runs").glob("*brand_style*")
     run = Run.open(path)
     ended = run.manifest["step"]
