@@ -7,7 +7,7 @@ WORKERS ?= 2
 comma = ,
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint backbones bench bench-step bench-align bench-data bench-sample bench-start bench-scale bench-gpu resume-proof reproduce-proof expected watermark-proof families-proof clean
+.PHONY: help demo brand test lint backbones bench bench-step bench-align bench-data bench-sample bench-start bench-scale bench-gpu resume-proof reproduce-proof expected watermark-proof families-proof clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## train an adapter on the shipped backbones, sample, evaluate, print the table
 	@env -u OMP_NUM_THREADS bash recipes/demo.sh $(VENV)/bin/mmtrain
+
+brand: $(STAMP) ## a brand's style from a folder, FOLDER=<yours> or the world's kit: train, export, evaluate, one page
+	@env -u OMP_NUM_THREADS bash recipes/brand.sh $(VENV)/bin/mmtrain $(FOLDER)
 
 test: lint ## lint, then every test
 	@$(PY) -m pytest -n $(WORKERS)

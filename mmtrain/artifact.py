@@ -26,7 +26,7 @@ from mmtrain.config.recipe import CONF
 from mmtrain.config.target import parameters
 from mmtrain.errors import UserError
 from mmtrain.run import Run, write_json
-from mmtrain.run.checkpoints import newest
+from mmtrain.run.checkpoints import best, fault, newest
 
 VERSION = 1
 WEIGHTS, FACTS = "adapter.safetensors", "artifact.json"
@@ -69,12 +69,12 @@ def fill(adapters: dict[str, Any], weights: dict[str, Tensor]) -> None:
 
 
 def of_run(run: Run) -> tuple[Any, dict[str, Any]]:
-    """Backbone and adapters of a run, with the weights of its newest checkpoint.
+    """Backbone and adapters of a run, with the weights of the checkpoint that is its outcome.
 
     Raises:
         UserError: no checkpoint, or the base has changed since the run.
     """
-    checkpoint = newest(run.path / "checkpoints")
+    checkpoint = outcome(run)
     backbone, adapters = assemble(run.cfg)
     if not is_whole_backbone(adapters):
         _same_base(backbone, run.manifest["bases"]["backbone"], str(run.path))
@@ -82,6 +82,12 @@ def of_run(run: Run) -> tuple[Any, dict[str, Any]]:
     for name, value in json.loads((checkpoint / "state.json").read_text())["buffers"].items():
         backbone.get_buffer(name).fill_(value)
     return backbone, adapters
+
+
+def outcome(run: Run) -> Path:
+    """The checkpoint that a run is exported from: the newest whole one, of a run with patience the best."""
+    found = best(run.path / "checkpoints") if run.cfg.trainer.get("patience") is not None else None
+    return found if found is not None and fault(found) is None else newest(run.path / "checkpoints")
 
 
 def is_whole_backbone(adapters: dict[str, Any]) -> bool:
@@ -100,7 +106,7 @@ def write(run: Run, backbone: Any, folder: Path) -> dict[str, Any]:
         backbone: as `of_run` gives it.
         folder: where to.
     """
-    checkpoint = newest(run.path / "checkpoints")
+    checkpoint = outcome(run)
     base = run.manifest["bases"]["backbone"]
     header = {"run_id": run.run_id, "base": base["digest"], "data": run.manifest["data"]}
     save_file({n: w.contiguous() for n, w in trained(checkpoint).items()}, folder / WEIGHTS, metadata=header)
@@ -117,6 +123,7 @@ def write(run: Run, backbone: Any, folder: Path) -> dict[str, Any]:
         "backbone": portable(OmegaConf.to_container(run.cfg.backbone, resolve=True)),
         "adapters": portable(OmegaConf.to_container(run.cfg.adapters, resolve=True)),
         "packages": run.manifest["packages"],
+        "gates": list(run.gates),
     }
     write_json(folder / FACTS, facts)
     return facts

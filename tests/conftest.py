@@ -142,3 +142,28 @@ def family(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         return made[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def styled(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Path:
+    """An artifact on a Stable Diffusion whose LoRA was trained for two steps at a rate that shows; its run beside it,
+    in ``runs``."""
+    import numpy as np
+    from PIL import Image
+
+    from mmtrain import cli
+
+    root = tmp_path_factory.mktemp("styled")
+    (root / "own").mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "own" / f"red-circle-{i:02d}.png")
+    words = [f"dataset.folder={root / 'own'}", f"dataset.shards={root / 'shards'}", "cache=null"]
+    words += [f"backbone.path={tiny_sd}", f"folder={root / 'runs'}", "dataset.caption='a red circle'"]
+    words += ["trainer.steps=2", "trainer.patience=null", "trainer.threads=1", "trainer.batch_size=2", "logger=null"]
+    words += ["optim.lr=0.1", "optim.warmup=1", "trainer.ema=null", "trainer.heldout_batches=1", "preview=null"]
+    words += ["adapters.style.rank=2", "gates=['pixels forgotten <= 1']"]
+    assert cli.main(["train", "brand_style", *words]) == 0
+    [run] = (root / "runs").glob("*brand_style*")
+    assert cli.main(["export", str(run), "--to", str(root / "artifact"), "--format", "diffusers"]) == 0
+    return root / "artifact"

@@ -68,6 +68,10 @@ class LatentDiffusion(Pipelined):
         "cross-attention": ["*.attn2.to_*"],
         "up": ["up_blocks.*.to_q", "up_blocks.*.to_k", "up_blocks.*.to_v", "up_blocks.*.to_out.0"],
         "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"],
+        "with-convolutions": [
+            *("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"),
+            *("*.resnets.*.conv1", "*.resnets.*.conv2"),
+        ],
     }
 
     def _latent(self, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, path: str) -> None:

@@ -11,12 +11,24 @@ import errno
 import sys
 from collections.abc import Sequence
 
-from mmtrain.cli import check, convert, evaluate, export, report, reproduce, sample, shards, train, verify
+from mmtrain.cli import audit, check, convert, evaluate, export, report, reproduce, sample, shards, train, verify
 from mmtrain.cli.arguments import Parser
 from mmtrain.errors import Stopped, UserError, UserErrors
 from mmtrain.threads import keep_pages
 
-VERBS = (check, train, shards, export, convert, sample, evaluate, report, verify, reproduce)  # in the order of help
+VERBS = (
+    check,
+    train,
+    shards,
+    export,
+    convert,
+    sample,
+    evaluate,
+    audit,
+    report,
+    verify,
+    reproduce,
+)  # in the order of help
 
 _PLACES = (
     errno.EACCES,

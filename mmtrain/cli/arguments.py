@@ -69,6 +69,11 @@ def pair(text: str) -> tuple[str, str]:
     return names[0], names[1]
 
 
+def counts(text: str) -> tuple[int, int]:
+    first, second = pair(text)
+    return count(first), count(second)
+
+
 def share(text: str) -> float:
     try:
         value = float(text)

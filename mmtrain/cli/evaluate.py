@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmtrain.cli.arguments import add_verb, count, positive
+from mmtrain.cli.arguments import add_verb, count, finite, positive
 
 
 def add(verbs: Any) -> None:
@@ -18,25 +18,36 @@ def add(verbs: Any) -> None:
     evaluate.add_argument("--prompts-from", metavar="FILE", default="heldout", help=text)
     evaluate.add_argument("--count", type=positive, help="held-out prompts of one object (default 48; 64 pairs)")
     evaluate.add_argument("--two-objects", type=count, default=16, help="and of two objects (default 16)")
-    text = "first frame by Stable Diffusion, none, the true one; several with commas (default sd)"
-    evaluate.add_argument("--ways", metavar="sd,none,image", default="sd", help=text)
+    text = "words around each prompt, such as '{prompt}, in our style'"
+    evaluate.add_argument("--words", metavar="TEXT", help=text)
+    text = "ask each prompt again without the words: what the adapter changes where it is not called"
+    evaluate.add_argument("--neutral", action="store_true", help=text)
+    text = "of a video's first frame: by Stable Diffusion (default), none, the true one; several with commas"
+    evaluate.add_argument("--ways", metavar="sd,none,image", help=text)
     evaluate.add_argument("--metrics", help="names in conf/metric, with commas (default: fulfilment; or all of pairs)")
     evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--seeds", type=positive, default=1, help="clips of each prompt (default 1)")
+    text = "pictures that metrics compare with, such as a brand's held-out ones"
+    evaluate.add_argument("--reference", metavar="SHARDS", help=text)
     evaluate.add_argument("--guidance-scale", type=float)
     evaluate.add_argument("--steps", type=positive, help="inference steps")
     evaluate.add_argument("--negative-prompt", default="", help="what to steer away from")
     evaluate.add_argument("--num-frames", type=positive, help="of a clip (default: the model's)")
     evaluate.add_argument("--height", type=positive, help="pixels (default: the model's)")
     evaluate.add_argument("--width", type=positive, help="pixels (default: the model's)")
-    evaluate.add_argument("--first-frame", metavar="SD", help="draws first frames (default: the shipped one)")
+    text = "draws first frames (default: the shipped one); of an artifact, its base draws those of the base"
+    evaluate.add_argument("--first-frame", metavar="SD", help=text)
+    evaluate.add_argument("--strength", type=finite, default=1.0, help="of the adapters: 0 is the base (default 1)")
     evaluate.add_argument("--batch", type=positive, default=8, help="clips made at once (default 8)")
     text = "threshold such as `motion >= 0.5`; repeat for more. A failed one makes the exit status 1"
+    text += "; without any, its recipe's `gates` count"
     evaluate.add_argument("--gate", metavar="LINE", action="append", default=[], help=text)
     evaluate.add_argument("--gates", metavar="FILE", type=Path, help="YAML list of gates, or one under `gates:`")
     evaluate.add_argument("--out", metavar="DIR", type=Path, help="default: evaluations/ and the artifact's name")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from mmtrain import artifact
     from mmtrain.config import shipped
     from mmtrain.evaluate.alignment import subject
     from mmtrain.evaluate.arms import Settings
@@ -45,15 +56,19 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     gates = [*args.gate, *([] if args.gates is None else from_file(args.gates))]
     found = subject(args.artifact)
+    if not gates and found is None:
+        gates = artifact.read(args.artifact).get("gates", [])  # of its recipe; exports of before have none
     if found is not None:
         return _done(_alignment(args, found, gates))
-    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width")
+    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width", "strength")
     chosen: dict[str, Any] = {"num_inference_steps": args.steps} if args.steps is not None else {}
     chosen |= {name: vars(args)[name] for name in names}
     settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
-    asked = {name: vars(args)[name] for name in ("prompts_from", "count", "two_objects", "seed", "batch", "out")}
+    options = ("prompts_from", "count", "two_objects", "seed", "batch", "out", "words", "neutral", "seeds")
+    asked = {name: vars(args)[name] for name in options}
     asked["count"] = asked["count"] or 48
-    asked |= {"ways": _words(args.ways), "metrics": _words(args.metrics or "fulfilment")}
+    asked["reference"] = args.reference
+    asked |= {"ways": None if args.ways is None else _words(args.ways), "metrics": _words(args.metrics or "fulfilment")}
     return _done(evaluate(args.artifact, settings=settings, gates=gates, **asked))
 
 

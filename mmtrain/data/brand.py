@@ -2,8 +2,10 @@
 
 A palette (every colour of the world, tinted), an outline around each sprite, a pattern of stripes on the background and
 a logo in the corner. The scene below stays the same, and so do the words for it, so that what the style costs can be
-read by the world's own judge, save for counts: an outline is a patch of its own to it. Reading the style is
+read by the world's own judge, save for counts: outline and logo are patches of their own to it. Reading the style is
 `evaluate/brand.py`.
+
+Outline, stripes and logo are as wide and as coloured as the shipped codec can carry; of the tint it keeps little.
 """
 
 from collections.abc import Iterator
@@ -19,9 +21,9 @@ TOKEN = "in zwx style"
 """What captions say of the brand: words that mean nothing else."""
 
 # Drawn for frames of 64 pixels.
-OUTLINE_WIDTH = 1.6
-PERIOD, AMPLITUDE = 8, 13.0  # of the stripes: pixels, and levels up and down
-LOGO = (slice(58, 61), slice(57, 61))  # rows and columns: 12 pixels, below what the judge takes for a sprite
+OUTLINE_WIDTH = 2.5
+PERIOD, AMPLITUDE = 32, 15.0  # of the stripes: pixels, and levels up and down; more would be a sprite to the judge
+LOGO = (slice(52, 60), slice(52, 60))  # rows and columns: 64 pixels, less than the smallest sprite of one alone
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Brand:
     """
 
     tint: tuple[int, int, int] = (16, 16, -28)
-    outline: tuple[int, int, int] = (10, 120, 120)
+    outline: tuple[int, int, int] = (230, 130, 60)
 
     def palette(self) -> dict[str, np.ndarray]:
         """The brand's colours by the world's names, float64 ``[3]``."""
@@ -42,7 +44,7 @@ class Brand:
 
 
 def stripes(side: int) -> np.ndarray:
-    """The pattern, ±1 ``[h w]``: diagonal stripes, four pixels wide at 64."""
+    """The pattern, ±1 ``[h w]``: diagonal stripes, eleven pixels wide at 64."""
     scale = side / world.SIDE
     y, x = np.mgrid[0:side, 0:side] + 0.5
     return np.where((x + y) / scale % PERIOD < PERIOD / 2, 1.0, -1.0)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def pack(
     caption_template: str | None = None,
     columns: tuple[str, str] = COLUMNS,
     where: Sequence[str] = (),
+    keys: Collection[str] | None = None,
     shard_size: int = 1000,
     max_bad_fraction: float = 0.0,
     workers: int = 1,
@@ -71,6 +72,7 @@ def pack(
         caption_template: caption of files that have none; ``{name}`` stands for the file's name in words.
         columns: of a table, the names of the files and the captions.
         where: clauses such as ``width>=256`` or ``captions>0`` (names of `FACTS`); samples that miss one are left out.
+        keys: of the samples that are packed, the others are left out; None: all are.
         shard_size: samples to a shard, about: shards are cut so that their bytes are equal.
         max_bad_fraction: share of the files that may fail to decode; they are left out, and named in the result.
         workers: processes that write shards.
@@ -84,6 +86,8 @@ def pack(
     refuse_existing(out)
     listing = listed(source, caption_template, columns)
     listing.keep(where)
+    if keys is not None:
+        listing.items = [item for item in listing.items if item.key in keys]
     with Claim(out) as claim:
         refuse_existing(out)  # another may have finished it meanwhile
         return _pack(listing, out, shard_size, max_bad_fraction, workers, progress, claim)

@@ -8,21 +8,25 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import numpy as np
 import torch
 
-from mmtrain import artifact
+from mmtrain import artifact, config
 from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Case
 from mmtrain.sample.generate import STEPS, VideoSampler
+from mmtrain.sample.generate import clips as shoot
 from mmtrain.sample.generate import images as draw
+from mmtrain.sample.strength import opened
 from mmtrain.threads import calibrate
 
 WAYS = ("sd", "none", "image")
-"""A first frame that Stable Diffusion draws from the prompt; none at all; the true one."""
+"""A first frame that Stable Diffusion draws from the prompt; none at all; the true one. Models of text alone have none.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,9 @@ class Settings:
     """Of sampling, alike for both; what is None is the model's own.
 
     Attributes:
-        first_frame: folder or hub id of the Stable Diffusion that draws first frames.
+        first_frame: folder or hub id of the Stable Diffusion that draws first frames; of an artifact on one, its base
+            draws those of the base, and it those of the adapted.
+        strength: of the artifact's adapters; at 0 the adapted is the base, bit for bit.
     """
 
     first_frame: str
@@ -40,6 +46,7 @@ class Settings:
     num_frames: int | None = None
     height: int | None = None
     width: int | None = None
+    strength: float = 1.0
 
 
 class Model(Protocol):
@@ -54,20 +61,47 @@ class Model(Protocol):
     ) -> np.ndarray: ...
 
 
+def usual_ways(folder: Path) -> tuple[str, ...]:
+    """The way in which an artifact is compared unless another is asked for, known before its weights are read."""
+    video = issubclass(_family(folder), StableVideoDiffusion)
+    return ("sd",) if video else ("none",)
+
+
+def check_ways(folder: Path, ways: Sequence[str]) -> None:
+    """Raises UserError for first frames that a model of text alone cannot start from."""
+    family = _family(folder)
+    if not issubclass(family, StableVideoDiffusion) and tuple(ways) != ("none",):
+        came = f"{','.join(ways)} for a {family.__name__}, which starts from no picture"
+        raise UserError("--ways", came, "none", "leave --ways out")
+
+
+def _family(folder: Path) -> type:
+    found = config.locate(artifact.read(folder)["backbone"]["_target_"])
+    return found if isinstance(found, type) else get_type_hints(found)["return"]  # a class, or what makes a fresh one
+
+
 def arms(folder: Path, settings: Settings, cases: Sequence[Case]) -> Iterator[tuple[str, Model]]:
     """``base`` and ``adapted``, each loaded when its turn comes.
 
     Raises:
-        UserError: the artifact makes no videos from text, or a prompt is too long for it.
+        UserError: the artifact makes nothing from text, or a prompt is too long for it.
     """
     base = artifact.base(folder)
-    if getattr(base, "text", None) is None:
-        wanted = "a Stable Video Diffusion with a text tower"
+    prompts = [case.prompt for case in cases]
+    if isinstance(base, StableVideoDiffusion) and base.text is not None:
+        base.text(prompts)  # a prompt that is too long is found before the first clip
+    elif getattr(base, "makes", None) in ("image", "video") and not isinstance(base, StableVideoDiffusion):
+        base.check_prompts(prompts)
+    else:
+        wanted = "a model of pictures or video that reads text"
         raise UserError(str(folder), f"its backbone is a {type(base).__name__}", wanted, "evaluate another artifact")
-    base.text([case.prompt for case in cases])  # a prompt that is too long is found before the first clip
-    yield "base", _calibrated(Sampled(base, settings))
+    yield "base", _calibrated(_model(base, settings))
     del base
-    yield "adapted", Sampled(artifact.load(folder)[0], settings)
+    yield "adapted", _model(opened(str(folder), strength=settings.strength)[0], settings)
+
+
+def _model(backbone: Any, settings: Settings) -> "Sampled | Told":
+    return Sampled(backbone, settings) if isinstance(backbone, StableVideoDiffusion) else Told(backbone, settings)
 
 
 class Sampled:
@@ -95,11 +129,39 @@ class Sampled:
         )
 
 
-def _calibrated(sampled: Sampled) -> Sampled:
+class Told:
+    """A model of text alone, as its vanilla pipeline drives it; a picture is a clip of one frame."""
+
+    def __init__(self, backbone: Any, settings: Settings) -> None:
+        self.backbone, self.settings = _placed(backbone), settings
+        height, width = self.backbone.size
+        self.size = (settings.height or height, settings.width or width)
+
+    def __call__(
+        self, cases: Sequence[Case], images: np.ndarray | None, progress: Callable[[int, int], None]
+    ) -> np.ndarray:
+        how: dict[str, Any] = {"prompts": [case.prompt for case in cases], "seeds": [case.seed for case in cases]}
+        how |= {"height": self.size[0], "width": self.size[1], "negative_prompt": self.settings.negative_prompt}
+        how |= {"num_inference_steps": self.settings.num_inference_steps, "progress": progress}
+        if self.settings.guidance_scale is not None:
+            how["guidance_scale"] = self.settings.guidance_scale
+        if self.backbone.makes == "image":
+            return draw(backbone=self.backbone, **how)[:, None]
+        return shoot(backbone=self.backbone, num_frames=self.settings.num_frames, **how)
+
+
+def _calibrated(model: "Sampled | Told") -> "Sampled | Told":
     """With as many threads as pay, unless the environment or a graphics card decides."""
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        calibrate(lambda: sampled.sampler.video(prompts=[""], seeds=[0], num_frames=2, num_inference_steps=1))
-    return sampled
+        calibrate(lambda: _short(model))
+    return model
+
+
+def _short(model: "Sampled | Told") -> None:
+    if isinstance(model, Sampled):
+        model.sampler.video(prompts=[""], seeds=[0], num_frames=2, num_inference_steps=1)
+    elif model.backbone.makes == "image":
+        draw(backbone=model.backbone, prompts=[""], seeds=[0], num_inference_steps=1)
 
 
 def _placed(model: Any) -> Any:
@@ -108,32 +170,45 @@ def _placed(model: Any) -> Any:
 
 
 class FirstFrames:
-    """The first frames that both models start from, each made once."""
+    """The first frames that both models start from, each made once; or, where an artifact draws them, those that its
+    base draws for the base, and its own for the adapted."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._drawn: dict[str, np.ndarray] = {}
-        self._painter: StableDiffusion | None = None
+        self.styled = (Path(settings.first_frame) / artifact.FACTS).is_file()
+        self._drawn: dict[tuple[str, str], np.ndarray] = {}
+        self._painters: dict[str, StableDiffusion] = {}
 
-    def __call__(self, way: str, cases: Sequence[Case], size: tuple[int, int]) -> np.ndarray | None:
+    def __call__(self, arm: str, way: str, cases: Sequence[Case], size: tuple[int, int]) -> np.ndarray | None:
         """uint8 ``[b h w c]``, or None for the way that has none."""
         if way == "none":
             return None
         if way == "image":
             return np.stack([case.first_frame(*size) for case in cases])
-        new = [case for case in cases if case.name not in self._drawn]
+        who = arm if self.styled else ""
+        new = [case for case in cases if (who, case.name) not in self._drawn]
         if new:
-            self._drawn |= dict(zip((case.name for case in new), self._draw(new, size), strict=True))
-        return np.stack([self._drawn[case.name] for case in cases])
+            self._drawn |= dict(zip(((who, case.name) for case in new), self._draw(who, new, size), strict=True))
+        return np.stack([self._drawn[who, case.name] for case in cases])
 
-    def _draw(self, cases: Sequence[Case], size: tuple[int, int]) -> np.ndarray:
-        if self._painter is None:
-            self._painter = _placed(StableDiffusion(path=self.settings.first_frame))
+    def _draw(self, who: str, cases: Sequence[Case], size: tuple[int, int]) -> np.ndarray:
+        if who not in self._painters:
+            self._painters = {who: _placed(self._opened(who))}
         return draw(
-            backbone=self._painter,
+            backbone=self._painters[who],
             prompts=[case.prompt for case in cases],
             seeds=[case.seed for case in cases],
             height=size[0],
             width=size[1],
             num_inference_steps=self.settings.num_inference_steps,
         )
+
+    def _opened(self, who: str) -> StableDiffusion:
+        where = self.settings.first_frame
+        if not who:
+            return StableDiffusion(path=where)
+        painter = artifact.base(where) if who == "base" else artifact.load(where)[0]
+        if not isinstance(painter, StableDiffusion):
+            came = f"{where}, an artifact on a {type(painter).__name__}"
+            raise UserError("--first-frame", came, "one on a Stable Diffusion", "name another")
+        return painter

@@ -9,31 +9,34 @@ from mmtrain.data import world
 from mmtrain.data.brand import AMPLITUDE, Brand, logo, stripes
 from mmtrain.evaluate.cases import Case, Numbers
 
-_NEAR = 55.0  # RGB distance from the outline's colour; the nearest colour of the world is 84 away
+_NEAR = 80.0  # RGB distance from the outline's colour beyond which a pixel is not of it, whatever else it is
 _APART = 60.0  # RGB distance from the background beyond which a pixel is of a sprite
 _LEAST_OUTLINE = 0.06  # share of the sprites' pixels; a large circle's outline is 0.16
+_STRIPED = 0.2  # of the stripes' height; a frozen codec keeps 0.25 to 0.7 of it
 _ENOUGH = 3  # parts of four
 
 
 class BrandStyle:
-    """``palette``, ``outline``, ``pattern``, ``logo``: whether each is there in most frames; ``style adherence``:
-    whether at least three of the four are."""
+    """``style adherence``: whether at least three of ``palette``, ``outline``, ``pattern`` and ``logo`` are there, each
+    of them in most frames."""
 
     def __init__(self) -> None:
         self.brand = Brand()
+        plain = [*world.COLOURS.values(), *world.BACKGROUNDS.values(), *self.brand.palette().values()]
+        self.others = np.array(plain, np.float64)
 
     def __call__(self, frames: np.ndarray, case: Case) -> Numbers:
         """Numbers of frames uint8 ``[t h w c]``, square."""
         found = np.array([self._parts(frame.astype(np.float64)) for frame in frames])
         shown = [bool(share >= 0.5) for share in found.mean(0)]
         parts = dict(zip(("palette", "outline", "pattern", "logo"), shown, strict=True))
-        return {**parts, "style adherence": sum(shown) >= _ENOUGH}
+        return {"style adherence": sum(shown) >= _ENOUGH, **parts}
 
     def _parts(self, frame: np.ndarray) -> tuple[bool, bool, bool, bool]:
-        side, outline = len(frame), np.array(self.brand.outline)
+        side = len(frame)
         ground = np.median(frame.reshape(-1, 3), 0)
         sprite = np.linalg.norm(frame - ground, axis=-1) > _APART
-        lined = np.linalg.norm(frame - outline, axis=-1) < _NEAR
+        lined = self._lined(frame)
         mark = np.zeros((side, side), bool)
         mark[logo(side)] = True
         return (
@@ -42,6 +45,13 @@ class BrandStyle:
             _striped(frame, ~sprite & ~mark),
             bool(lined[mark].mean() >= 0.5),
         )
+
+    def _lined(self, frame: np.ndarray) -> np.ndarray:
+        """Where a frame has the outline's colour: nearer to it than to any other of the world or the brand."""
+        away = np.linalg.norm(frame - np.array(self.brand.outline), axis=-1)
+        other = np.linalg.norm(frame[:, :, None] - self.others, axis=-1).min(-1)
+        found: np.ndarray = (away < other) & (away < _NEAR)
+        return found
 
     def _tinted(self, pixels: np.ndarray) -> bool:
         """Whether pixels ``[n 3]`` are nearer to the brand's colours than to the world's, most of them."""
@@ -53,9 +63,9 @@ class BrandStyle:
 
 
 def _striped(frame: np.ndarray, ground: np.ndarray) -> bool:
-    """Whether the background's brightness goes with the stripes by at least half of theirs."""
+    """Whether the background's brightness goes with the stripes by enough of theirs."""
     pattern = stripes(len(frame))[ground]
     grey = frame.mean(-1)[ground]
     if not len(grey) or not pattern.std():
         return False
-    return bool(((grey - grey.mean()) * (pattern - pattern.mean())).mean() >= 0.5 * AMPLITUDE * pattern.var())
+    return bool(((grey - grey.mean()) * (pattern - pattern.mean())).mean() >= _STRIPED * AMPLITUDE * pattern.var())

@@ -5,7 +5,7 @@ Held-out scenes of the world, or a file of prompts. Making the clips and judging
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,9 @@ from mmtrain.errors import UserError
 from mmtrain.rng import key
 from mmtrain.sample.write import open_image
 
-ONE, TWO, OWN = "one object", "two objects", "prompts"
+ONE, TWO, OWN, NEUTRAL = "one object", "two objects", "prompts", "neutral prompts"
+PROMPT = "{prompt}"
+"""Stands for the prompt in the words that are put around it."""
 _SEEDS = 1 << 31
 Numbers = dict[str, bool | float | None]
 """What a metric gives of one clip: by name, a bool where an average is a share, None where it does not apply."""
@@ -30,18 +32,40 @@ class Prepared(Protocol):
     def prepare(self, cases: Sequence["Case"]) -> None: ...
 
 
+@runtime_checkable
+class Against(Protocol):
+    """A metric that holds a clip uint8 ``[t h w c]`` against the base's of the same case; the base's against itself."""
+
+    def against(self, frames: np.ndarray, base: np.ndarray, case: "Case") -> Numbers: ...
+
+
+@runtime_checkable
+class OfSet(Protocol):
+    """A metric of many clips together: keeps features ``[d]`` of each clip uint8 ``[t h w c]``, and gives numbers of a
+    set's ``[n d]``, whose owners ``[n]`` are prompts."""
+
+    @property
+    def lower_is_better(self) -> Sequence[str]: ...
+
+    def features(self, frames: np.ndarray) -> np.ndarray: ...
+
+    def of_set(self, features: np.ndarray, owners: np.ndarray) -> dict[str, float]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One question.
 
     Attributes:
         name: a word for its files.
-        group: what is averaged together; ``ONE``, ``TWO`` or ``OWN``.
+        group: what is averaged together; ``ONE``, ``TWO``, ``OWN`` or ``NEUTRAL``.
         prompt: what both models are told.
         seed: of both models' noise.
         truth: ``world.Scene.truth()`` of a scene of the world.
         scene: the scene itself, whose first frame is the true one.
         image: a file that holds the first frame, for a prompt of the user's own.
+        plain: the prompt before words were put around it; None where none were.
+        owner: the name that the seeds of one prompt share; None for one seed.
     """
 
     name: str
@@ -51,6 +75,8 @@ class Case:
     truth: dict[str, Any] | None = None
     scene: world.Scene | None = None
     image: Path | None = None
+    plain: str | None = None
+    owner: str | None = None
 
     def first_frame(self, height: int, width: int) -> np.ndarray:
         """The true first frame, uint8 ``[h w c]``.
@@ -85,6 +111,36 @@ def _scenes(group: str, count: int, seed: int) -> Iterator[Case]:
             truth=scene.truth(),
             scene=scene,
         )
+
+
+def around(cases: Sequence[Case], words: str | None, neutral: bool) -> list[Case]:
+    """Cases with a brand's words around their prompts, and after them, if asked for, the prompts by themselves.
+
+    Args:
+        words: such as ``{prompt}, in zwx style``; None leaves the prompts alone.
+        neutral: whether each case comes again without the words, in the group ``NEUTRAL``, same seed and truth.
+
+    Raises:
+        UserError: words without a place for the prompt; neutral prompts beside none.
+    """
+    if words is None:
+        if neutral:
+            fix = "add --words, or leave --neutral out"
+            raise UserError("--neutral", "no words that the others have", "--words '{prompt}, in our style'", fix)
+        return list(cases)
+    if PROMPT not in words:
+        raise UserError("--words", repr(words), f"words around {PROMPT}", f"write it like '{PROMPT}, in our style'")
+    told = [replace(case, prompt=words.replace(PROMPT, case.prompt), plain=case.prompt) for case in cases]
+    bare = [replace(case, name=f"neutral-{case.name}", group=NEUTRAL) for case in cases]
+    return [*told, *(bare if neutral else [])]
+
+
+def seeded(cases: Sequence[Case], seeds: int) -> list[Case]:
+    """Each case so many times, with seeds that count on; the first is as it was."""
+    if seeds == 1:
+        return list(cases)
+    times = ((case, i) for case in cases for i in range(seeds))
+    return [replace(case, name=f"{case.name}-{i}", owner=case.name, seed=(case.seed + i) % _SEEDS) for case, i in times]
 
 
 def from_file(path: Path, *, seed: int) -> list[Case]:

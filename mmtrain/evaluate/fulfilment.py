@@ -21,7 +21,8 @@ class Fulfilment:
 
     ``size`` counts only where the prompt tells every object's size: a caption of the world may leave it out. ``whole
     prompt`` is everything told at once. An object that is never there counts as vanished, where the truth tells of it.
-    A case without truth has ``vanished or jumped`` alone.
+    A case without truth has ``vanished or jumped`` alone. Of a picture, motion and ``vanished or jumped`` are not
+    asked.
     """
 
     lower_is_better = ("vanished or jumped",)
@@ -32,15 +33,19 @@ class Fulfilment:
         Raises:
             UserError: fewer frames than the judge can tell circling from jumping by.
         """
-        if len(frames) < LEAST_FRAMES:
+        still = len(frames) == 1
+        if len(frames) < LEAST_FRAMES and not still:
             came, fix = f"a clip of {len(frames)} frames", "make longer clips, or leave the metric out"
-            raise UserError("metric fulfilment", came, f"at least {LEAST_FRAMES}", fix)
+            raise UserError("metric fulfilment", came, f"at least {LEAST_FRAMES}, or a picture", fix)
         reading = read(frames)
+        lost = None if still else reading.vanished or reading.jumped
         if case.truth is None:
-            return {"vanished or jumped": reading.vanished or reading.jumped}
+            return {"vanished or jumped": lost}
         right = fulfilment(reading, case.truth)
         if sum(word in _SIZES for word in case.prompt.split()) < len(case.truth["objects"]):
             del right["size"]
+        if still:
+            del right["motion"]
         told = {name: right.get(name) for name in _ORDER}
         whole = all(value for value in told.values() if value is not None)
-        return {**told, "whole prompt": whole, "vanished or jumped": not right["permanence"]}
+        return {**told, "whole prompt": whole, "vanished or jumped": None if still else not right["permanence"]}

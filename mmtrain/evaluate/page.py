@@ -55,7 +55,7 @@ def _headline(rows: Sequence[Row]) -> str:
         "unclear": f"The adapter makes no clear difference to {what}",
     }[outcome(row)]
     adapted, base = _value(row, "adapted"), _value(row, "base")
-    values = f"it holds in {adapted} of clips, against {base}" if row["share"] else f"{adapted}, against {base}"
+    values = f"it holds in {adapted} of cases, against {base}" if row["share"] else f"{adapted}, against {base}"
     return f"{opening}: {values} without the adapter, on {n} prompts of {escape(row['group'])}."
 
 
@@ -170,7 +170,9 @@ def clips(evaluated: Mapping[str, Any], folder: Path) -> str:
     """Clips of the first way as they came, as many as there is room for."""
     lower = {row["number"] for row in evaluated["table"] if row["better"] == "lower"}
     shown = [clip for clip in evaluated["clips"] if clip["way"] == evaluated["ways"][0]]
-    text = "<h2>Clips</h2><p>In the order in which they were made; none was picked.</p>" + _SPEED
+    still = all(clip["base"]["shape"][0] == 1 for clip in shown)
+    text = f"<h2>{'Pictures' if still else 'Clips'}</h2><p>In the order in which they were made; none was picked.</p>"
+    text += "" if still else _SPEED
     room = _ROOM
     for group in dict.fromkeys(clip["group"] for clip in shown):
         cards = []
@@ -205,6 +207,8 @@ def _card(clip: Mapping[str, Any], folder: Path, lower: set[str]) -> str:
         _, high, wide, _ = clip[arm]["shape"]
         size = f'width="{wide}" height="{high}"{" class=small" if wide < _SMALL else ""}'
         video = f'<video autoplay loop muted playsinline {size} src="data:video/mp4;base64,{film}"></video>'
+        if clip[arm]["clip"].endswith(".png"):
+            video = f'<img alt="" {size} src="data:image/png;base64,{film}">'
         who = f'<p class="who">{_swatch(arm)}</p>'
         sides.append(f"<div>{who}{video}{_facts(clip[arm]['numbers'], lower)}</div>")
     return (

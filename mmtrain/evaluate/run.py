@@ -28,19 +28,21 @@ from mmtrain.data.shards import refuse_existing
 from mmtrain.errors import UserError
 from mmtrain.evaluate import cases as asked
 from mmtrain.evaluate import table
-from mmtrain.evaluate.arms import WAYS, FirstFrames, Model, Settings, arms
-from mmtrain.evaluate.cases import Case, Numbers, Prepared
+from mmtrain.evaluate.arms import WAYS, FirstFrames, Model, Settings, arms, check_ways, usual_ways
+from mmtrain.evaluate.cases import Against, Case, Numbers, OfSet, Prepared
 from mmtrain.evaluate.embedded import EmbeddingMetric
 from mmtrain.evaluate.gates import judged, lines, parse, refuse_silent, told
 from mmtrain.evaluate.outcome import VERSION
 from mmtrain.evaluate.progress import Progress
+from mmtrain.evaluate.sets import Sets
 from mmtrain.evaluate.sheet import sheet
+from mmtrain.evaluate.table import ARMS
 from mmtrain.run import code_version, git_state, hardware, versions, write_json
-from mmtrain.sample.mp4 import write_mp4
+from mmtrain.sample.mp4 import write_mp4, write_png
 
 _ON_SHEET = 12  # prompts on the contact sheet
 
-Metrics = Mapping[str, Callable[[np.ndarray, Case], Numbers]]
+Metrics = Mapping[str, Callable[[np.ndarray, Case], Numbers] | Against | OfSet]
 
 
 def evaluate(
@@ -49,13 +51,17 @@ def evaluate(
     prompts_from: str,
     count: int,
     two_objects: int,
-    ways: Sequence[str],
+    ways: Sequence[str] | None,
     metrics: Sequence[str],
     settings: Settings,
     seed: int,
     batch: int,
     out: Path | None,
     gates: Sequence[str] = (),
+    words: str | None = None,
+    neutral: bool = False,
+    seeds: int = 1,
+    reference: str | None = None,
 ) -> Path:
     """Compare an artifact with its own base and print the table.
 
@@ -63,13 +69,16 @@ def evaluate(
         folder: the artifact.
         prompts_from: ``heldout`` for scenes of the world that training never saw, else a file of prompts.
         count, two_objects: held-out prompts of one object and of two.
-        ways: of making a video, from ``WAYS``; each is done and told by itself.
+        ways: of making a video, from ``WAYS``; each is done and told by itself. None: the model's usual one.
         metrics: names in ``conf/metric/``.
         settings: of sampling, alike for both.
         seed: of scenes, wordings, noise and resampling.
         batch: clips made at once.
         out: folder to write; None: ``evaluations/<artifact>``.
         gates: lines of `gates.py`; what each found is told and kept, passed or not.
+        words, neutral: as `cases.around` takes them.
+        seeds: clips of each prompt by each model; a prompt counts once, with the mean of its numbers.
+        reference: shards of pictures that metrics compare with.
 
     Returns:
         The folder.
@@ -81,11 +90,15 @@ def evaluate(
     facts = artifact.read(folder)
     target = out if out is not None else Path("evaluations") / folder.resolve().name
     refuse_existing(target)
-    chosen = {name: metric(name) for name in metrics}
+    chosen = {name: metric(name, reference) for name in metrics}
     if embeddings := [name for name, each in chosen.items() if isinstance(each, EmbeddingMetric)]:
         raise UserError("--metrics", f"{embeddings[0]} looks at embeddings", "metrics of clips", "choose others")
-    cases = _cases(prompts_from, count, two_objects, seed)
+    cases = asked.around(_cases(prompts_from, count, two_objects, seed), words, neutral)
+    cases = asked.seeded(cases, seeds)
+    sets = Sets(chosen)
+    ways = usual_ways(folder) if ways is None else ways
     _check_ways(ways, cases)
+    check_ways(folder, ways)
     for each in chosen.values():
         if isinstance(each, Prepared):
             each.prepare(cases)
@@ -103,6 +116,7 @@ def evaluate(
                 folder=staging,
                 tags={"ai_generated": True, **{name: facts[name] for name in ("run_id", "step")}},
                 progress=progress,
+                sets=sets,
             )
         lower = [name for m in chosen.values() for name in getattr(m, "lower_is_better", ())]
         found = {
@@ -111,11 +125,13 @@ def evaluate(
             "seconds": round(time.perf_counter() - started, 1),
             "seed": seed,
             "prompts_from": prompts_from,
+            "words": words,
+            "reference": reference,
             "ways": list(ways),
             "metrics": list(metrics),
             "settings": asdict(settings),
             **circumstances(),
-            "table": table.aggregate(clips, seed=seed, lower_is_better=lower),
+            "table": [*table.aggregate(clips, seed=seed, lower_is_better=lower), *sets.rows(seed)],
             "clips": clips,
         }
         found["gates"] = told(judged(wanted, found["table"]))
@@ -155,12 +171,13 @@ def compare(
     ways: Sequence[str],
     *,
     models: Iterable[tuple[str, Model]],
-    first_frames: Callable[[str, Sequence[Case], tuple[int, int]], np.ndarray | None],
+    first_frames: Callable[[str, str, Sequence[Case], tuple[int, int]], np.ndarray | None],
     metrics: Metrics,
     batch: int,
     folder: Path,
     tags: Mapping[str, Any],
     progress: Progress,
+    sets: Sets | None = None,
 ) -> list[dict[str, Any]]:
     """Both models' clips of each way and case, written and measured: one entry per way and case.
 
@@ -168,25 +185,35 @@ def compare(
         cases: what is asked.
         ways: how; the first fills the contact sheet.
         models: by name, one after the other, so that only one need be in memory.
-        first_frames: of a way, cases and a size: uint8 ``[b h w c]``, or None for none.
+        first_frames: of a model's name, a way, cases and a size: uint8 ``[b h w c]``, or None for none.
         metrics: what is measured, by name.
         batch: clips made at once.
         folder: where ``clips/`` lies and ``sheet.png`` comes.
         tags: what every file tells of itself, beside its model, prompt and seed.
         progress: told each clip.
+        sets: shown each clip.
     """
     rows = {(way, case.name): _entry(way, case) for way in ways for case in cases}
     shown: dict[str, dict[str, np.ndarray]] = {case.name: {} for case in cases[:_ON_SHEET]}
     todo = [(way, group) for way in ways for group in _batches(cases, batch)]
+    bases: dict[tuple[str, str], np.ndarray] = {}
+    holds = any(isinstance(metric, Against) for metric in metrics.values())
     for arm, model in models:
         for way, group in todo:
             progress.now(f"{arm}, way {way}", len(group))
-            made = model(group, first_frames(way, group, model.size), progress.within)
+            made = model(group, first_frames(arm, way, group, model.size), progress.within)
             for case, clip in zip(group, made, strict=True):
-                name = f"clips/{way}-{case.name}-{arm}.mp4"
-                told = {**tags, "model": arm, "prompt": case.prompt, "seed": case.seed}
-                write_mp4(clip, folder / name, metadata={"comment": json.dumps(told)})
-                numbers = measured(metrics, clip, case)
+                name = f"clips/{way}-{case.name}-{arm}.{'png' if len(clip) == 1 else 'mp4'}"
+                told = {"comment": json.dumps({**tags, "model": arm, "prompt": case.prompt, "seed": case.seed})}
+                if len(clip) == 1:
+                    write_png(clip[0], folder / name, metadata=told)
+                else:
+                    write_mp4(clip, folder / name, metadata=told)
+                if arm == ARMS[0] and holds:
+                    bases[way, case.name] = clip
+                numbers = measured(metrics, clip, case, bases.get((way, case.name), clip))
+                if sets is not None:
+                    sets.see(arm, way, case, clip)
                 rows[way, case.name][arm] = {"clip": name, "shape": list(clip.shape), "numbers": numbers}
                 if way == ways[0] and case.name in shown:
                     shown[case.name][arm] = clip
@@ -196,15 +223,17 @@ def compare(
     return list(rows.values())
 
 
-def measured(metrics: Metrics, clip: np.ndarray, case: Case) -> Numbers:
-    """All metrics' numbers of a clip uint8 ``[t h w c]``.
+def measured(metrics: Metrics, clip: np.ndarray, case: Case, base: np.ndarray) -> Numbers:
+    """All metrics' numbers of a clip uint8 ``[t h w c]``, whose ``base`` is the base's of the same case.
 
     Raises:
         UserError: two metrics give a number of the same name.
     """
     numbers: Numbers = {}
     for name, metric in metrics.items():
-        new = metric(clip, case)
+        if isinstance(metric, OfSet):
+            continue
+        new = metric.against(clip, base, case) if isinstance(metric, Against) else metric(clip, case)
         twice = numbers.keys() & new.keys()
         if twice:
             raise UserError(f"metric {name}", f"{sorted(twice)} came before", "a name of its own", "rename it")
@@ -212,8 +241,8 @@ def measured(metrics: Metrics, clip: np.ndarray, case: Case) -> Numbers:
     return numbers
 
 
-def metric(name: str) -> Any:
-    """The metric that ``conf/metric/<name>.yaml`` describes.
+def metric(name: str, reference: str | None = None) -> Any:
+    """The metric that ``conf/metric/<name>.yaml`` describes, with the reference if it takes one.
 
     Raises:
         UserError: there is none of that name.
@@ -223,6 +252,8 @@ def metric(name: str) -> Any:
         raise UserError("--metrics", f"no metric {name!r}", f"of {', '.join(known)}", "correct the name")
     node = OmegaConf.load(CONF / "metric" / f"{name}.yaml")
     assert isinstance(node, DictConfig), "conf/metric holds nodes"
+    if "reference" in node and reference is not None:
+        node.reference = reference
     return config.build(node)
 
 
@@ -246,6 +277,8 @@ def _batches(cases: Sequence[Case], size: int) -> Iterator[Sequence[Case]]:
 
 def _entry(way: str, case: Case) -> dict[str, Any]:
     facts = {"name": case.name, "prompt": case.prompt, "seed": case.seed, "truth": case.truth}
+    if case.owner is not None:
+        facts["owner"] = case.owner
     return {"way": way, "group": case.group, **facts}
 
 

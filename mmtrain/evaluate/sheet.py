@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _FRAMES = 5  # shown of each clip, evenly through its time
 _HIGH = 72  # pixels of a frame on the sheet
+_LEAST = 420  # pixels across, so that there is room for a prompt above pictures of one frame
 _GAP, _LINE = 6, 20  # pixels between frames, and for a line of text
 _PAPER, _INK, _FAINT = (250, 249, 247), (38, 38, 42), (120, 120, 126)
 
@@ -16,7 +17,8 @@ def sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Image.Image:
     """The picture of prompts with their clips by name, each uint8 ``[t h w c]``, all of one shape."""
     names = list(rows[0][1])
     wide = round(_HIGH * rows[0][1][names[0]].shape[2] / rows[0][1][names[0]].shape[1])
-    strip = _FRAMES * wide + (_FRAMES - 1) * 2
+    count = min(_FRAMES, len(rows[0][1][names[0]]))
+    strip = max(count * wide + (count - 1) * 2, _LEAST // len(names))
     page = (len(names) * strip + (len(names) + 1) * 2 * _GAP, _LINE + _GAP + len(rows) * (_LINE + _HIGH + 2 * _GAP))
     image = Image.new("RGB", page, _PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=13)
@@ -34,7 +36,7 @@ def sheet(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Image.Image:
 
 
 def _chosen(clip: np.ndarray) -> np.ndarray:
-    return clip[np.linspace(0, len(clip) - 1, _FRAMES).round().astype(int)]
+    return clip[np.linspace(0, len(clip) - 1, min(_FRAMES, len(clip))).round().astype(int)]
 
 
 def _fitting(text: str, draw: ImageDraw.ImageDraw, font: Any, room: int) -> str:

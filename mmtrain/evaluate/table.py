@@ -33,23 +33,28 @@ def aggregate(clips: Sequence[Mapping[str, Any]], *, seed: int, lower_is_better:
     """One row for each way, group and number, in the order in which they first come.
 
     Args:
-        clips: each with ``way``, ``group``, and under ``base`` and ``adapted`` the ``numbers`` of one clip.
+        clips: each with ``way``, ``group``, of several seeds the ``owner`` that they share, and under ``base`` and
+            ``adapted`` the ``numbers`` of one clip.
         seed: of the resampling.
         lower_is_better: the numbers of which less is more.
     """
-    pairs: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
-    for clip in clips:
+    pairs: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
+    for i, clip in enumerate(clips):
         before, after = (clip[arm]["numbers"] for arm in ARMS)
         for name in before:
-            found = pairs.setdefault((clip["way"], clip["group"], name), [])
+            found = pairs.setdefault((clip["way"], clip["group"], name), {})
             pair = before[name], after.get(name)
             if None not in pair:
-                found.append(pair)
+                found.setdefault(clip.get("owner", str(i)), []).append(pair)
     lower = set(lower_is_better)
-    return [_row(place, found, seed, place[2] in lower) for place, found in pairs.items() if found]
+    return [_row(place, [*found.values()], seed, place[2] in lower) for place, found in pairs.items() if found]
 
 
-def _row(place: tuple[str, str, str], pairs: list[tuple[float, float]], seed: int, lower: bool) -> Row:
+def _row(place: tuple[str, str, str], prompts: list[list[tuple[float, float]]], seed: int, lower: bool) -> Row:
+    """A row of each prompt's pairs; of several seeds their mean counts."""
+    share = all(isinstance(value, bool) for pairs in prompts for pair in pairs for value in pair)
+    single = all(len(pairs) == 1 for pairs in prompts)
+    pairs = [found[0] if single else tuple(np.mean(found, axis=0)) for found in prompts]
     base, adapted = (list(side) for side in zip(*pairs, strict=True))
     compared = paired(np.asarray(base, np.float64), np.asarray(adapted, np.float64), seed=seed)
     way, group, number = place
@@ -57,7 +62,7 @@ def _row(place: tuple[str, str, str], pairs: list[tuple[float, float]], seed: in
         "way": way,
         "group": group,
         "number": number,
-        "share": all(isinstance(v, bool) for v in (*base, *adapted)),
+        "share": share,
         "better": "lower" if lower else "higher",
         "base": asdict(interval(base, seed=seed)),
         "adapted": asdict(interval(adapted, seed=seed)),

@@ -28,7 +28,7 @@ NOT_IDENTITY = frozenset(
     {
         *("folder", "copies", "max_copies_gb", "prefetch", "logger", "tags", "preview", "heldout", "progress"),
         *("accelerator", "device", "devices", "num_nodes", "strategy", "num_workers", "threads", "rank_timeout"),
-        *("log_every", "checkpoint_every", "keep", "best"),
+        *("log_every", "checkpoint_every", "keep", "best", "patience", "gates"),
     }
 )
 """Keys, at any depth, that change where and how a run is done and what is kept of it, but not what it computes."""
@@ -47,6 +47,7 @@ class Run:
         align: what is aligned before the first step, or null.
         preview: what is sampled while training, or null.
         folder: where run folders go.
+        gates: thresholds that `mmtrain evaluate` holds the run's export to, as ``evaluate/gates.py`` reads them.
         tags: words by which `mmtrain report` finds runs that belong together.
         path: this run's own folder, once started or opened.
         manifest: what ``manifest.json`` holds.
@@ -67,6 +68,7 @@ class Run:
     preview: DictConfig | None = None
     folder: Path = Path("runs")
     tags: list[str] = field(default_factory=list)
+    gates: list[str] = field(default_factory=list)
 
     cfg: DictConfig = field(init=False, repr=False)
     path: Path = field(init=False)

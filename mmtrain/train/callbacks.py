@@ -1,6 +1,7 @@
 """What watches a run: the log and its guard against NaN, checkpoints, the progress line."""
 
 import csv
+import json
 import math
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import distributed
 from mmtrain.batch import Batch
 from mmtrain.data.stream import Stream
 from mmtrain.errors import Failure
+from mmtrain.run import checkpoints
 from mmtrain.train import checkpoint
 from mmtrain.train.heldout import HeldOut
 from mmtrain.train.loggers import Loggers
@@ -155,6 +157,10 @@ class Checkpoints(pl.Callback):
         best: ``loss`` (of training, since the last checkpoint) or ``heldout``: the checkpoint with the lowest is kept
             besides, and named in ``best.json``; None: none is.
         heldout: measured before the first step and at every checkpoint, or None.
+        patience: checkpoints without a new best after which the run ends; None: it does not.
+
+    Attributes:
+        enough: whether it ended so.
     """
 
     def __init__(
@@ -171,7 +177,10 @@ class Checkpoints(pl.Callback):
         until: int,
         best: str | None,
         heldout: HeldOut | None,
+        patience: int | None,
     ) -> None:
+        self.patience, self.enough = patience, False
+        self.lowest: tuple[float, int] | None = None  # value and step, of this run's earlier processes too
         self.log_, self.stop, self.stream, self.voice, self.folder = log, stop, stream, voice, folder
         self.run_id, self.every, self.keep, self.until = run_id, every, keep, until
         self.best, self.heldout = best, heldout
@@ -179,6 +188,10 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.heldout is not None and pl_module.step == 0:
             self.heldout(pl_module, trainer.global_rank, trainer.world_size)  # what the base makes of them
+        best = checkpoints.best(self.folder)
+        if best is not None and self.best is not None:
+            known = json.loads((self.folder / checkpoints.BEST).read_text(encoding="utf-8"))
+            self.lowest = (known[self.best], int(best.name.removeprefix("step-")))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = pl_module.step
@@ -193,7 +206,19 @@ class Checkpoints(pl.Callback):
             if self.best is not None and checkpoint.note_best(self.folder, written, self.best, watched[self.best]):
                 self.voice(f"best so far at step {step}: {self.best} {watched[self.best]:.6g}", shown=False)
             checkpoint.prune(self.folder, self.keep)
-        trainer.should_stop |= bool(self.stop.asked)
+        self.enough = self._enough(step, watched)
+        if self.enough and step < self.until and self.lowest is not None:
+            value, at = self.lowest
+            self.voice(f"ended at step {step}: no {self.best} below {value:.6g} (step {at}) since")
+        trainer.should_stop |= bool(self.stop.asked) or self.enough
+
+    def _enough(self, step: int, watched: dict[str, float]) -> bool:
+        """Whether the best was long ago; every rank finds the same."""
+        if self.best is None or self.patience is None:
+            return False
+        if self.lowest is None or watched[self.best] < self.lowest[0]:
+            self.lowest = (watched[self.best], step)
+        return step - self.lowest[1] >= self.patience * self.every
 
     def _watched(self, trainer: pl.Trainer, module: TrainModule) -> dict[str, float]:
         """The numbers by which a checkpoint can be the best."""

@@ -107,7 +107,7 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
     replaced = {shard: kinds for stream in (pixels, source) for shard, kinds in stream.bad_counts.items()}
     if ranks.is_first:
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        run.update_manifest(finished=finished, step=until, replaced=replaced)
+        run.update_manifest(finished=finished, step=module.step, replaced=replaced)
     voice(f"run: {escape(str(run.path))}")
     return run.path
 

@@ -45,12 +45,14 @@ def train(job: Job) -> None:
     stop = Stop()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    callbacks = _callbacks(job, loggers, stop)
+    [save] = [callback for callback in callbacks if isinstance(callback, Checkpoints)]
     trainer = pl.Trainer(
         **arguments(schedule, ranks),
         max_steps=job.until - module.done,
         precision=schedule.precision,
         logger=False,
-        callbacks=_callbacks(job, loggers, stop),
+        callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -82,7 +84,7 @@ def train(job: Job) -> None:
     try:
         trainer.fit(module, loader)
     finally:
-        loggers.close("success" if module.step == job.until else "failed")
+        loggers.close("success" if module.step == job.until or save.enough else "failed")
     stop.raise_if_asked(module.step, run.path)
 
 
@@ -110,6 +112,7 @@ def _callbacks(job: Job, loggers: Loggers, stop: Stop) -> list[pl.Callback]:
         until=job.until,
         best=schedule.best,
         heldout=_heldout(cfg, schedule, run),
+        patience=schedule.patience,
     )
     previews = [] if cfg.preview is None else [config.build(cfg.preview, loggers=loggers)]
     return [stop, log, Marks(run.path / "digests.csv"), save, Shown(log, cfg.name, source, voice), *previews]

@@ -27,6 +27,8 @@ class Fit:
         log_every, checkpoint_every: in optimizer steps.
         keep: checkpoints kept, the newest ones.
         best: ``loss`` or ``heldout``: the checkpoint at which it was lowest is kept besides; None: none is.
+        patience: checkpoints without a new best one after which the run ends early; what is exported then is the best.
+            None: it goes on to the last step, and the newest is exported.
         heldout_batches: batches of the config's ``heldout`` that are measured at every checkpoint.
     """
 
@@ -52,6 +54,7 @@ class Fit:
         checkpoint_every: int = 200,
         keep: int = 2,
         best: Literal["loss", "heldout"] | None = None,
+        patience: int | None = None,
         heldout_batches: int = 8,
     ) -> None:
         positive: dict[str, float] = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}
@@ -60,6 +63,10 @@ class Fit:
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"trainer.{name}", str(value), "at least 1", "give a positive number")
+        if patience is not None and (patience < 1 or best is None):
+            came = f"{patience} beside best {best}"
+            raise UserError("trainer.patience", came, "at least 1, and a best", "set trainer.best, or patience=null")
+        self.patience = patience
         self.steps, self.batch_size, self.threads, self.num_workers = steps, batch_size, threads, num_workers
         self.accelerator, self.devices, self.strategy, self.precision = accelerator, devices, strategy, precision
         self.clip, self.ema, self.accumulate = clip, ema, accumulate

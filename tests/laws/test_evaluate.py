@@ -211,7 +211,7 @@ def test_both_models_are_asked_the_same(tmp_path: Path):
             cases,
             ["image", "none"],
             models=[("base", base), ("adapted", adapted)],
-            first_frames=lambda way, group, size: (
+            first_frames=lambda arm, way, group, size: (
                 np.stack([c.first_frame(*size) for c in group]) if way == "image" else None
             ),
             metrics={"fulfilment": metric("fulfilment")},
