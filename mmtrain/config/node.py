@@ -8,6 +8,7 @@ from typing import Any, Union
 from omegaconf import DictConfig, OmegaConf
 
 from mmtrain.config.target import locate, parameters
+from mmtrain.errors import UserError
 
 
 def build(node: DictConfig | dict[str, Any], **supplied: Any) -> Any:
@@ -33,7 +34,18 @@ def _call(node: dict[str, Any], supplied: dict[str, Any]) -> Any:
         for name, value in node.items()
         if name != "_target_"
     }
-    return target(**arguments, **supplied)
+    free = [name for name, value in node.items() if isinstance(value, dict) and "_target_" not in value]
+    try:
+        return target(**arguments, **supplied)
+    except (UserError, OSError, MemoryError, AssertionError):
+        raise
+    except Exception as error:
+        if not free:
+            raise
+        # Mappings without a target are handed on to a library, whose own check is the only one there is.
+        why = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        wanted = f"{' and '.join(free)} as it takes them"
+        raise UserError(str(node["_target_"]), why, wanted, "correct their keys") from error
 
 
 def _value(value: Any) -> Any:

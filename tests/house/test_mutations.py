@@ -156,3 +156,11 @@ def test_a_damaged_run_is_refused_at_once_or_runs(
             assert spent < SECONDS, f"{kind} {seed}, {name}: {spent:.1f} s\n{told}"
             assert told.rstrip().endswith("."), told
     assert refused or not FULL
+
+
+def test_what_a_library_refuses_of_a_mapping_is_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    words = tiny.words(tiny.world(tmp_path / "world"), tmp_path / "runs", "~backbone.vision.num_attention_heads")
+    assert cli.main(words) == 2
+    told = capfd.readouterr().err
+    assert "mmtrain.backbone.clip.fresh: The hidden size (16) is not a multiple of the number of" in told
+    assert "text and vision as it takes them; correct their keys." in told
