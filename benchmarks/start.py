@@ -80,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder / "shards")
-        data = [f"dataset.shards={folder / 'shards'}", f"folder={folder / 'runs'}"]
+        data = ["dataset=shards", f"dataset.shards={folder / 'shards'}", f"folder={folder / 'runs'}"]
         commands: dict[str, tuple[list[str], str | None, float | None]] = {
             "mmtrain --help": ([*MMTRAIN, "--help"], None, 0.5),
             "import mmtrain": ([sys.executable, "-c", "import mmtrain"], None, None),

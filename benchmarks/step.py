@@ -25,12 +25,14 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.diffusers_script import script
+from benchmarks.knobs import knobs
 from benchmarks.overhead import trivial
 from benchmarks.report import Report
 from benchmarks.rounds import Arm, Gate, rounds, rounds_asked
 from mmtrain import config
 from mmtrain.data import world
 from mmtrain.data.shards import ShardWriter
+from mmtrain.threads import keep_pages
 
 ROUNDS, STEPS, BATCH, SIDE, IMAGES, RANK = rounds_asked(3), 4, 8, 128, 32, 4
 FOREVER = 1_000_000
@@ -184,6 +186,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         trivial(report, Path(name))
         sd_steps(report, Path(name))
+    keep_pages()
+    torch.set_num_threads(1)
+    knobs(report)
     report.write()
 
 

@@ -1,0 +1,48 @@
+"""What each thing that `train/lighten.py` does to a network gives in time, beside the stock network, in one process.
+
+Called by `make bench-step`. What it gives in memory is `make bench-scale`'s. Processor time; a step is a forward and a
+backward pass.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.report import Report
+from benchmarks.rounds import in_turn
+from benchmarks.scale import work
+from mmtrain import config
+from mmtrain.artifact import attached
+from mmtrain.backbone.frozen import spare
+from mmtrain.backbone.one_token import shorten
+from mmtrain.backbone.recompute import recompute
+
+ROUNDS = 10
+TEMPORAL = ["backbone=svd", "adapters.style.targets=temporal"]
+Change = Callable[[Any], Any]
+
+SD: dict[str, list[Change]] = {"stock": [], "frozen convolutions": [spare], "and recomputed": [spare, recompute]}
+SVD: dict[str, list[Change]] = {
+    "stock": [],
+    "frozen convolutions": [spare],
+    "and one token": [spare, shorten],
+    "one token alone": [shorten],
+    "all, recomputed": [spare, shorten, recompute],
+}
+
+
+def knobs(report: Report) -> None:
+    """A table for each family."""
+    for title, words, point, ways in (
+        ("Stable Diffusion (tiny), batch 4, 64 px", list[str](), (4, 1, 64), SD),
+        ("Stable Video Diffusion (tiny), 4 frames of 64 px", TEMPORAL, (1, 4, 64), SVD),
+    ):
+        made: dict[str, Callable[[], float]] = {}
+        for name, changes in ways.items():
+            cfg = config.compose("sd_lora", ["dataset.shards=nowhere", *words])
+            model = config.build(cfg.backbone)
+            attached(model, cfg.adapters)
+            for change in changes:
+                change(model.network)
+            once = work(model, *point)
+            made[name] = lambda once=once: once() or 1
+        report.arms(title, in_turn(made, count=ROUNDS), unit="step")
