@@ -22,7 +22,7 @@ from mmtrain.reproduce import circumstances
 from mmtrain.reproduce.compare import Comparison, compare, said
 from mmtrain.reproduce.reference import Record
 from mmtrain.run import Run, write_json
-from mmtrain.sample.mp4 import write_png
+from mmtrain.sample.mp4 import write_mp4, write_png
 from mmtrain.train.fit import fit
 from mmtrain.train.resume import Ask
 
@@ -134,20 +134,25 @@ def run(recipe: str, told: Mapping[str, Any], words: Sequence[str], seed: int, s
     cfg = config.compose(recipe, [*told["overrides"], *words, *fixed])
     if cfg.cache is not None:
         cfg.cache = str(out / "cache")
+    cfg.preview = cfg.heldout = cfg.trainer.best = cfg.trainer.patience = None  # what only watches
     return Record.of(fit(config.checked(cfg), Ask(until=steps, facts={"expected of": recipe})))
 
 
 def data_words(data: Mapping[str, Any], out: Path) -> list[str]:
-    """The world's shards or, for a recipe that packs a folder, pictures of it; made where they are not yet."""
-    split, count, seed = (data[key] for key in ("split", "count", "seed"))
-    place = out / "data" / f"{split}-{count}-{seed}{'-pictures' if 'pictures' in data else ''}"
-    if "pictures" not in data:
+    """The world's shards or, for a recipe that packs a folder, files of it (``png`` of first frames, or ``mp4``); made
+    where they are not yet."""
+    split, count, seed, files = *(data[key] for key in ("split", "count", "seed")), data.get("files")
+    place = out / "data" / "-".join([split, str(count), str(seed), *([files] if files else [])])
+    if files is None:
         if not place.exists():
             write_world(place, split=split, count=count, seed=seed)
         return [f"dataset.shards={place}"]
     place.mkdir(parents=True, exist_ok=True)
     for key, frames, captions, _ in world.samples(seed, split, count, captions_each=1):
-        write_png(frames[0], place / f"{key}.png")
+        if files == "png":
+            write_png(frames[0], place / f"{key}.png")
+        else:
+            write_mp4(frames, place / f"{key}.mp4")
         (place / f"{key}.txt").write_text(captions[0])
     return [f"dataset.folder={place}", f"dataset.shards={out / 'data' / 'packed'}"]
 

@@ -63,7 +63,7 @@ def _config(record: Record, overrides: Sequence[str], out: Path) -> DictConfig:
     watching: dict[str, Any] = {"folder": str(out), "logger": {}, "preview": None, "heldout": None, "tags": []}
     cfg = OmegaConf.create({**manifest["config"], **watching})
     cfg.trainer.threads = manifest["threads"]
-    cfg.trainer.best = None
+    cfg.trainer.best = cfg.trainer.patience = None
     for word in overrides:
         key, equals, value = word.partition("=")
         if not equals:

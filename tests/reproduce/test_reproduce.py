@@ -99,6 +99,15 @@ def test_a_difference_is_told_with_step_and_cause(run: Path, tmp_path: Path, cap
     assert "different: the difference begins at step 4" in capsys.readouterr().out
 
 
+def test_what_only_watches_plays_no_part(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Held-out losses, and the end that they bring early."""
+    words = ["trainer.threads=1", "trainer.best=heldout", "trainer.patience=1", "trainer.heldout_batches=1"]
+    held = ["+dataset@heldout=world_frames", f"heldout.shards={shards}"]
+    run = tiny.train(shards, tmp_path / "runs", *words, *held)
+    assert reproduce(run, tmp_path / "out", "--steps", "3") == 0
+    assert "bitwise equal: losses of 3 steps" in capsys.readouterr().out
+
+
 def test_a_run_that_was_changed_on_the_way_is_repeated_up_to_there(run: Path, shards: Path):
     words = tiny.words(shards, run.parent, "optim.lr=0.5", "trainer.steps=8", "--resume", str(run))
     assert cli.main([*words, "--allow", "optim", "--allow", "trainer"]) == 0
