@@ -68,7 +68,7 @@ def test_vmaf_of_the_default_file(clip: np.ndarray):
 
 
 def test_vmaf_of_a_flat_scene_with_hard_edges():
-    """Read with another matrix than the file's, the chroma that yuv420p halves passed for luma: 93.4 in the place of 97."""
+    """Read by another matrix than the file's, what yuv420p takes from chroma passed for luma: 93.4, not 97."""
     try:
         ffmpeg_with_vmaf()
     except UserError:
