@@ -106,9 +106,10 @@ def vmaf(reference: np.ndarray, other: np.ndarray) -> float:
         for name, clip in (("other", other), ("reference", reference)):
             (Path(folder) / f"{name}.rgb").write_bytes(clip.repeat(times, 1).repeat(times, 2).tobytes())
         raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(_FPS)]
-        graph = (
-            "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];[a][b]libvmaf=log_fmt=json:log_path=vmaf.json:n_threads=1"
+        luma = (
+            "scale=out_color_matrix=bt709:flags=bicubic+accurate_rnd+full_chroma_int,format=yuv420p"  # the file's own
         )
+        graph = f"[0:v]{luma}[a];[1:v]{luma}[b];[a][b]libvmaf=log_fmt=json:log_path=vmaf.json:n_threads=1"
         words = [ffmpeg_with_vmaf(), "-loglevel", "error", *raw, "-i", "other.rgb", *raw, "-i", "reference.rgb"]
         words += ["-lavfi", graph, "-f", "null", "-"]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)

@@ -67,6 +67,16 @@ def test_vmaf_of_the_default_file(clip: np.ndarray):
     assert Encoded()(clip, CASE)["VMAF"] > 95  # type: ignore[operator]
 
 
+def test_vmaf_of_a_flat_scene_with_hard_edges():
+    """Read by another matrix than the file's, what yuv420p takes from chroma passed for luma: 93.4, not 97."""
+    try:
+        ffmpeg_with_vmaf()
+    except UserError:
+        pytest.skip("no ffmpeg with libvmaf")
+    flat = render(scene(3, "heldout", 5, 0.0), 4, 256)
+    assert Encoded()(flat, CASE)["VMAF"] > 95  # type: ignore[operator]
+
+
 def test_without_libvmaf_it_is_said_before_anything_is_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mmtrain.evaluate.encoded._candidates", list)
     ffmpeg_with_vmaf.cache_clear()
