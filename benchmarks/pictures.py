@@ -1,11 +1,11 @@
-"""Models of pictures side by side on the world: what they fulfil, how long they take, and what an open prompt shows.
+"""Models of pictures side by side on the world: what they fulfil, what they cost, and what an open prompt shows.
 
     python -m benchmarks.pictures --model data/backbones/sd 25 4 --model exports/quick 4 1
     python -m benchmarks.pictures --model data/backbones/sd 12 4 --model exports/fair 12 4 --open "a circle on black"
 
-    python -m benchmarks.pictures --model data/backbones/sd 12 4 --model exports/fair 12 4 --open "a circle on black"
-object of `mmtrain evaluate`, seeds are the same for all models; shares have 95 % intervals (Wilson's), differences from
-the first model a paired test. With ``--open`` every picture is of that one prompt, and what counts is how often each
+A model is an artifact or a folder that diffusers opens, its steps and its guidance. Prompts are the held-out scenes of
+one object of `mmtrain evaluate`, seeds are the same for all models; shares have 95 % intervals (Wilson's), differences
+from the first model a paired test. With ``--open`` every picture is of that one prompt, and what counts is how often each
 colour is shown, as the judge reads it from pixels, and how far that is from equal shares.
 """
 
@@ -28,15 +28,15 @@ FACTS = ("colour", "background", "count", "shape")
 
 
 def drawn(model: Sequence[str], prompts: list[str], seeds: list[int], batch: int) -> tuple[np.ndarray, float]:
-    """Pictures uint8 ``[n h w c]``, and seconds for each."""
+    """Pictures uint8 ``[n h w c]``, and processor seconds for each."""
     where, steps, guidance = model
     backbone, _ = artifact.opened(where)
     how = {"backbone": backbone, "num_inference_steps": int(steps), "guidance_scale": float(guidance)}
     images(prompts=prompts[:1], seeds=seeds[:1], **how)  # warm
-    started, made = time.perf_counter(), []
+    started, made = time.process_time(), []
     for i in range(0, len(prompts), batch):
         made.append(images(prompts=prompts[i : i + batch], seeds=seeds[i : i + batch], **how))
-    return np.concatenate(made), (time.perf_counter() - started) / len(prompts)
+    return np.concatenate(made), (time.process_time() - started) / len(prompts)
 
 
 def fulfilled(pictures: np.ndarray, asked: Sequence[cases.Case]) -> dict[str, np.ndarray]:
@@ -70,7 +70,7 @@ def main() -> None:
     scenes = cases.heldout(count=asked.count, two_objects=0, seed=asked.seed)
     prompts = [asked.open] * asked.count if asked.open else [case.prompt for case in scenes]
     table, first = Table(), None
-    for word in ("model", "steps", "guidance", "s/picture"):
+    for word in ("model", "steps", "guidance", "CPU s/picture"):
         table.add_column(word)
     for name in (*world.COLOURS, "none", "from equal") if asked.open else FACTS:
         table.add_column(name)
