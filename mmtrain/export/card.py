@@ -6,6 +6,7 @@ from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.codec import Codec, KLCodec
 from mmtrain.backbone.pair import Pair
+from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.siglip import SigLIP
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.vq import VQCodec
@@ -177,6 +178,8 @@ def _table(run: Run, facts: dict[str, Any] | None, proof: Proof | None, dtype: s
 def _words(backbone: Any) -> str:
     if isinstance(backbone, Aligned):
         return "evaluate <this folder>"
+    if isinstance(backbone, Prior):
+        return 'sample <a Stable Video Diffusion> --prior <this folder> --prompt "…"'
     blind = isinstance(backbone, StableVideoDiffusion) and backbone.text is None
     return "sample <this folder> " + ("--image first_frame.png" if blind else '--prompt "…"')
 
