@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.report import Report
-from benchmarks.rounds import in_turn
+from benchmarks.rounds import in_turn, rounds_asked
 from benchmarks.scale import work
 from mmtrain import config
 from mmtrain.artifact import attached
@@ -16,7 +16,7 @@ from mmtrain.backbone.frozen import spare
 from mmtrain.backbone.one_token import shorten
 from mmtrain.backbone.recompute import recompute
 
-ROUNDS = 10
+ROUNDS = rounds_asked(10)
 TEMPORAL = ["backbone=svd", "adapters.style.targets=temporal"]
 Change = Callable[[Any], Any]
 

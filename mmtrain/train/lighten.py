@@ -15,8 +15,8 @@ from mmtrain.train.schedule import Fit
 
 def lighten(backbone: Any, schedule: Fit) -> None:
     """Attention to one token is its value. Where ``schedule.checkpointing`` asks for less memory, blocks are computed
-    again and frozen convolutions keep no input; alone these save little, and cost a tenth of a small step on a CPU
-    (benchmarks/RESULTS.md). Adapters are attached already.
+    again and frozen convolutions keep no input; alone these save little (benchmarks/RESULTS.md). Adapters are attached
+    already.
 
     Raises:
         UserError: a network that has no blocks to compute again.
