@@ -70,7 +70,7 @@ reproduce-proof: $(STAMP) ## each recipe's first 50 steps again, from the manife
 	@REPRODUCE_PROOF=full $(PY) -m pytest -s tests/reproduce/test_recipes.py
 
 expected: $(STAMP) ## measure the expected numbers of every recipe again, after a change that was meant to move them
-	@$(PY) -m mmtrain reproduce $(subst $() ,$(comma),$(basename $(notdir $(wildcard recipes/*.yaml)))) --record --out $$(mktemp -d)
+	@$(PY) -m mmtrain reproduce $(subst $() ,$(comma),$(patsubst recipes/%.expected.json,%,$(wildcard recipes/*.expected.json))) --record --out $$(mktemp -d)
 
 watermark-proof: $(STAMP) ## the watermark through eight attacks at 512 pixels, and 10,000 clean frames
 	@WATERMARK_PROOF=full $(PY) -m pytest -s tests/laws/test_watermark.py
