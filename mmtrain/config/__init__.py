@@ -5,7 +5,7 @@ of its own; the root's schema is the constructor of ``mmtrain.run.Run``, which `
 target.
 """
 
-from mmtrain.config.faults import SUPPLIED, check, checked, checked_parts
+from mmtrain.config.faults import SUPPLIED, check, checked, checked_node, checked_parts
 from mmtrain.config.node import build
 from mmtrain.config.recipe import compose, explain, recipes, shipped
 from mmtrain.config.target import ALLOWED, locate
@@ -16,6 +16,7 @@ __all__ = [
     "build",
     "check",
     "checked",
+    "checked_node",
     "checked_parts",
     "compose",
     "explain",

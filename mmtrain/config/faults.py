@@ -77,6 +77,20 @@ def checked_parts(parts: Mapping[str, Any], *, allow: Sequence[str] = ALLOWED) -
     return cfg
 
 
+def checked_node(node: Any, where: str) -> DictConfig:
+    """A node of a user's own file, checked as one of a config is.
+
+    Raises:
+        UserErrors: all its faults together.
+    """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(where, "no _target_ in it", "a node like those of conf/", "look at one of them")
+    faults = _Checker(ALLOWED, SUPPLIED).value(OmegaConf.to_container(node, resolve=True), Any, where)
+    if faults:
+        raise UserErrors(faults)
+    return node
+
+
 def _interpolations(value: Any, where: str) -> list[UserError]:
     if isinstance(value, dict):
         return [fault for key, item in value.items() for fault in _interpolations(item, _join(where, key))]

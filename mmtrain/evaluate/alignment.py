@@ -13,7 +13,6 @@ import numpy as np
 
 from mmtrain import artifact
 from mmtrain.backbone.aligned import Aligned
-from mmtrain.errors import UserError
 from mmtrain.evaluate import pairs, table
 from mmtrain.evaluate.cases import Numbers
 from mmtrain.evaluate.embedded import Embedded, EmbeddingMetric, Item, embedded, shape_of_space
@@ -152,9 +151,7 @@ def embedding_metric(name: str) -> EmbeddingMetric:
     Raises:
         UserError: there is none, or it looks at frames.
     """
-    found = metric(name)
-    if not isinstance(found, EmbeddingMetric):
-        raise UserError("--metrics", f"{name} looks at frames", f"some of {', '.join(METRICS)}", "choose others")
+    found: EmbeddingMetric = metric(name, of_embeddings=True)
     return found
 
 

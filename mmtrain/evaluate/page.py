@@ -11,6 +11,7 @@ from mmtrain.evaluate.table import ARMS, Row, between, groups, label, outcome
 
 _OPEN = 12  # prompts of a group that are shown at once; the others unfold
 _ROOM = 24_000_000  # bytes of clips on a page
+_CLIPS = "Each prompt gives one clip of each model."
 _SMALL = 200  # pixels below which a clip's pixels are shown as squares
 _WAYS = {
     "sd": "from a first frame that Stable Diffusion drew from the prompt",
@@ -235,11 +236,15 @@ def _facts(numbers: Mapping[str, bool | float | None], lower: set[str]) -> str:
 # the run -------------------------------------------------------------------------------------------------------------
 
 
-def not_evaluated() -> str:
-    return (
-        '<div class="verdict"><p>This run has not been evaluated yet.</p><p>Export it, then compare it with its base: '
-        "<code>mmtrain export RUN</code>, <code>mmtrain evaluate ARTIFACT</code>, and this report again.</p></div>"
+def not_evaluated(aligns: bool) -> str:
+    """What to do for numbers; a run that ``aligns`` needs no export for that."""
+    way = (
+        "Compare it with its base: <code>mmtrain evaluate RUN</code>, and this report again."
+        if aligns
+        else "Export it, then compare it with its base: <code>mmtrain export RUN</code>, "
+        "<code>mmtrain evaluate ARTIFACT</code>, and this report again."
     )
+    return f'<div class="verdict"><p>This run has not been evaluated yet.</p><p>{way}</p></div>'
 
 
 def training(drawn: Mapping[str, curves.Curve]) -> str:
@@ -264,8 +269,12 @@ def circumstances(facts: Mapping[str, str], config: str) -> str:
 def foot(evaluated: Mapping[str, Any] | None) -> str:
     if evaluated is None:
         return "<footer><p>Written by mmtrain.</p></footer>"
+    pairs = "alignment" in evaluated
+    asked, over = ("Before and after are asked about the same pairs.", "pairs") if pairs else (_CLIPS, "prompts")
+    few = "pairs" if pairs else "clips"
     return (
-        "<footer><p>Each prompt gives one clip of each model. Intervals cover 95 %: bootstrapped over prompts, or "
-        "Wilson’s where fewer than five clips differ from the rest. p is of a two-sided sign-flip test on the pairs; "
-        "“better” and “worse” mean p &lt; 0.05, not corrected for the number of rows. Written by mmtrain.</p></footer>"
+        f"<footer><p>{asked} Intervals cover 95 %: bootstrapped over {over}, or "
+        f"Wilson’s where fewer than five {few} differ from the rest. p is of a two-sided sign-flip test, before "
+        "against after; “better” and “worse” mean p &lt; 0.05, not corrected for the number of rows. "
+        "Written by mmtrain.</p></footer>"
     )

@@ -16,10 +16,13 @@ import yaml
 from mmtrain.config.recipe import BACKBONES
 from mmtrain.errors import UserError
 from mmtrain.evaluate import aligned_page, curves, outcome, page
+from mmtrain.objective.contrastive import Contrastive
+from mmtrain.objective.siglip import SigLIP
 from mmtrain.run import Run
 
 TEMPLATE = Path(__file__).with_name("page.html")
 _WEIGHTS = {"trainable": "trained", "frozen": "frozen"}
+_COMPARE = [f"{each.__module__}.{each.__name__}" for each in (Contrastive, SigLIP)]
 _MARK = '<meta name="generator" content="mmtrain report">'
 
 
@@ -72,13 +75,18 @@ def render(run: Run, evaluated: dict[str, Any] | None, place: Path | None) -> st
         shown = aligned_page.parts if "alignment" in evaluated else page.parts
         parts += shown(evaluated, place)
     else:
-        parts.append(page.not_evaluated())
+        parts.append(page.not_evaluated(_aligns(manifest)))
     parts.append(page.training(drawn))
     parts.append(page.again(_commands(manifest, evaluated)))
     parts.append(page.circumstances(_circumstances(manifest, evaluated), _neutral(_yaml(manifest["config"]))))
     parts.append(page.foot(evaluated))
     title = escape(f"{manifest['name']} · {run.run_id[:8]} · mmtrain")
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=title, body="\n".join(parts))
+
+
+def _aligns(manifest: dict[str, Any]) -> bool:
+    """Whether a run compared the pairs of a batch."""
+    return manifest["config"]["objective"]["_target_"] in _COMPARE
 
 
 def _refuse_others(target: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
@@ -91,8 +91,6 @@ def evaluate(
     target = out if out is not None else Path("evaluations") / folder.resolve().name
     refuse_existing(target)
     chosen = {name: metric(name, reference) for name in metrics}
-    if embeddings := [name for name, each in chosen.items() if isinstance(each, EmbeddingMetric)]:
-        raise UserError("--metrics", f"{embeddings[0]} looks at embeddings", "metrics of clips", "choose others")
     cases = asked.around(_cases(prompts_from, count, two_objects, seed), words, neutral)
     cases = asked.seeded(cases, seeds)
     sets = Sets(chosen)
@@ -241,20 +239,37 @@ def measured(metrics: Metrics, clip: np.ndarray, case: Case, base: np.ndarray) -
     return numbers
 
 
-def metric(name: str, reference: str | None = None) -> Any:
-    """The metric that ``conf/metric/<name>.yaml`` describes, with the reference if it takes one.
+def metric(name: str, reference: str | None = None, *, of_embeddings: bool = False) -> Any:
+    """The metric that ``conf/metric/<name>.yaml`` describes, or a .yaml file of the user's.
+
+    Args:
+        name: of an option, or a path to a file like one.
+        reference: given to a metric that takes one.
+        of_embeddings: which kind is wanted: metrics of embeddings, or of clips.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, it is of the other kind, or its file has a fault.
     """
-    known = sorted(path.stem for path in (CONF / "metric").glob("*.yaml"))
-    if name not in known:
-        raise UserError("--metrics", f"no metric {name!r}", f"of {', '.join(known)}", "correct the name")
-    node = OmegaConf.load(CONF / "metric" / f"{name}.yaml")
-    assert isinstance(node, DictConfig), "conf/metric holds nodes"
+    node: Any
+    if name.endswith(".yaml") and Path(name).is_file():
+        node = config.checked_node(OmegaConf.load(name), name)
+    else:
+        options = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "metric").glob("*.yaml"))}
+        if name not in options:
+            known = ", ".join(n for n, each in options.items() if _is_of_embeddings(each) == of_embeddings)
+            raise UserError("--metrics", f"no metric {name!r}", f"of {known}, or a .yaml file", "correct the name")
+        node = options[name]
+    if _is_of_embeddings(node) != of_embeddings:
+        looks, wanted = ("frames", "embeddings") if of_embeddings else ("embeddings", "clips")
+        raise UserError("--metrics", f"{name} looks at {looks}", f"metrics of {wanted}", "choose others")
     if "reference" in node and reference is not None:
         node.reference = reference
     return config.build(node)
+
+
+def _is_of_embeddings(node: Any) -> bool:
+    found = config.locate(node["_target_"])
+    return isinstance(found, type) and issubclass(found, EmbeddingMetric)
 
 
 def _cases(prompts_from: str, count: int, two_objects: int, seed: int) -> list[Case]:

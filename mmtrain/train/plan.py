@@ -326,6 +326,8 @@ def _advice(asked: Settings, fit: Settings | None, over: list[str]) -> str:
 def _time(made: Plan, device: Device) -> str:
     peak = device.flops_16 if made.settings.sixteen else device.flops_32
     slow, fast = (made.flops / (share * peak) for share in SHARES)
+    if slow < 1e-3:
+        return f"time: {made.flops / 1e9:.3g} GFLOP a step: less than starting them takes; the data sets the pace"
     total = f"{_duration(fast * made.steps)} to {_duration(slow * made.steps)} for {made.steps:,} steps"
     return (
         f"time: {made.flops / 1e12:.3g} TFLOP a step; on {device.name} at {SHARES[1]:.0%} to {SHARES[0]:.0%} of "

@@ -56,8 +56,8 @@ def phases(made: "Plan", cfg: DictConfig, backbone: Aligned, held: int, state: i
     trainer = cfg.trainer
     pieces = max(1, int(trainer.get("accumulate", 1)))
     made.settings = replace(made.settings, batch_size=int(trainer.batch_size), pieces=pieces)
-    cached = cfg.get("cache") is not None
-    if cached:
+    made.frozen = sum(w.numel() for w in backbone.parameters() if not w.requires_grad)
+    if cfg.get("cache") is not None:
         made.phases["encode"] = held + max(_seen(backbone, made.settings).peak, _read(backbone).peak)
     cost = step(cfg, backbone, made.settings)
     made.flops = cost.flops

@@ -75,3 +75,9 @@ def test_scores_are_told_while_a_run_trains_and_agree_with_the_evaluation(
     page = report(str(folder), evaluation=out, out=tmp_path / "page.html").read_text()
     assert page.count("data:image/png") == 2
     assert "Ranks of the right answer" in page
+    assert "Before and after are asked about the same pairs" in page
+    assert "clip of each model" not in page
+    (out / "evaluation.json").rename(tmp_path / "away.json")
+    bare = report(str(folder), evaluation=None, out=tmp_path / "bare.html").read_text()
+    assert "<code>mmtrain evaluate RUN</code>" in bare
+    assert "mmtrain export" not in bare.split("Training")[0], "an alignment is evaluated without an export"

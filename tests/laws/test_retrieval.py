@@ -132,7 +132,7 @@ def test_the_table_holds_shares_in_both_directions_and_the_median_rank():
     rng = np.random.default_rng(3)
     text, visual = rng.normal(size=(2, 20, 4))
     arms = {"base": seen(text, visual), "adapted": seen(text, text)}
-    _, rows = tabled(arms, [metric("retrieval")], arms["base"].items, seed=0)
+    _, rows = tabled(arms, [metric("retrieval", of_embeddings=True)], arms["base"].items, seed=0)
     assert [row["number"] for row in rows] == 2 * ["R@1", "R@5", "R@10", RANK]
     assert rows[0]["adapted"]["mean"] == 1.0
     assert rows[3]["adapted"]["mean"] == 1.0
