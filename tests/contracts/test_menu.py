@@ -39,7 +39,7 @@ ELSEWHERE = {"siglip", "vq"}
 """Options whose folder only a test makes: `test_towers.py`, `tests/parity/test_families.py`."""
 
 ADAPTED = {
-    "sd": ("dora", "gated", "loha", "lokr", "lora", "oft", "full", "words"),
+    "sd": ("dora", "gated", "loha", "lokr", "lora", "lora_style", "oft", "full", "words"),
     "svd": ("bottleneck_temporal", "bridge", "lora_temporal"),
     "animatediff_fresh": ("motion_modules",),
     "clip": ("bottleneck_clip", "clip_adapter", "dora_clip", "lit", "lora_clip", "projection", "temperature")

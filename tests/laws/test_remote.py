@@ -114,7 +114,7 @@ def test_equal_base_names_and_changed_shards_are_told_apart(server: Server, worl
 def test_failures_name_the_url(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"/nope\.tar: no shard is there"):
         opened(f"{server.url}/nope.tar", tmp_path)
-    with pytest.raises(UserError, match=r"nothere://x/0\.tar: "):
+    with pytest.raises(UserError, match=r"nothere://x/.*: Protocol not known"):
         opened("nothere://x/0.tar", tmp_path)
     server.failures = 10**6
     with pytest.raises(UserError, match=r"/000000\.tar: cannot be read .*503.* tried 4 times"):

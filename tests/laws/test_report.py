@@ -186,7 +186,7 @@ def verdict_of(base: list[Any], adapted: list[Any], lower: tuple[str, ...] = ())
 
 def test_the_verdict_follows_the_numbers():
     never, always = [False] * 20, [True] * 20
-    assert "The adapter improves “motion”: it holds in 100 % of clips, against 0 %" in verdict_of(never, always)
+    assert "The adapter improves “motion”: it holds in 100 % of cases, against 0 %" in verdict_of(never, always)
     assert "better in motion (+100 points); worse in nothing" in verdict_of(never, always)
     assert "makes “motion” worse" in verdict_of(always, never)
     assert "makes “motion” worse" in verdict_of(never, always, lower=("motion",))
