@@ -48,7 +48,7 @@ def test_every_dependency_is_pinned():
 
 
 FOLDER = ["dataset.folder=photographs"]
-ASKED = {name: FOLDER for name in ("align_adapter", "align_fewshot", "brand_fewshot", "brand_motion", "brand_style")}
+ASKED = dict.fromkeys(("align_adapter", "align_fewshot", "brand_fewshot", "brand_motion", "brand_style"), FOLDER)
 """What a recipe leaves to its user."""
 
 
