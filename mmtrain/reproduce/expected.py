@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmtrain import config
+from mmtrain.artifact import portable
 from mmtrain.config.recipe import RECIPES
 from mmtrain.data import world
 from mmtrain.data.shards import write_world
@@ -123,7 +124,7 @@ def record(recipe: str, *, out: Path) -> Path:
             "of": f"loss, mean of the last {LAST} steps",
             **vars(_rounded(next_value(np.array(losses)))),
         }
-    told["circumstances"] = {key: manifest[key] for key in KEPT} | {"config": _plain(manifest["config"])}
+    told["circumstances"] = portable({key: manifest[key] for key in KEPT} | {"config": _plain(manifest["config"])})
     file = file_of(recipe)
     write_json(file, told)
     return file
@@ -194,7 +195,7 @@ def _said(outcome: Outcome, told: Mapping[str, Any], record: Record) -> list[str
     if outcome.found is None or outcome.found.verdict != "bitwise equal":
         now = Run.open(record.folder).manifest
         then = {**told["circumstances"], "git": None}
-        different = circumstances.between(then, {**now, "git": None, "config": _plain(now["config"])})
+        different = circumstances.between(then, portable({**now, "git": None, "config": _plain(now["config"])}))
         lines += (
             ["what differs:", *(f"  {line}" for line in different)] if different else ["nothing is known to differ"]
         )

@@ -59,3 +59,8 @@ def test_its_first_steps_again_from_the_manifest_alone(
         print(f"\n{recipe}: {verdict}; {differs}")
     assert verdict.startswith(f"bitwise equal: losses of {STEPS} steps; weights behind step")
     assert differs == "nothing differs in code, packages, hardware, data and config"
+
+
+@pytest.mark.parametrize("recipe", EVERY)
+def test_expected_numbers_name_no_folder_of_the_machine_they_were_measured_on(recipe: str):
+    assert '"/' not in expected.file_of(recipe).read_text()
