@@ -112,7 +112,7 @@ def _bars(counts: Mapping[str, Sequence[int]], total: int) -> str:
         )
         told = " / ".join(str(counts[arm][i]) for arm in ARMS)
         cells = f'<td class="bars" style="width:70%">{tracks}</td><td class="n">{told}</td>'
-        rows += f'<tr><th scope="row">{name}</th>{cells}</tr>'
+        rows += f'<tr><th scope="row" style="white-space:nowrap">{name}</th>{cells}</tr>'
     head = f'<tr><th scope="col">rank</th><th></th><th class="n" scope="col">{" / ".join(ARMS)}</th></tr>'
     return f'<table class="result"><thead>{head}</thead><tbody>{rows}</tbody></table>'
 
