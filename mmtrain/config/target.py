@@ -45,7 +45,7 @@ def suggest(word: str, words: Sequence[str], otherwise: str) -> str:
     return f"perhaps you meant {found}" if found else otherwise
 
 
-def listing(words: Iterable[str], limit: int = 24) -> str:
+def listing(words: Iterable[str], limit: int = 40) -> str:
     """Names for one line of an error, shortened where there are very many."""
     names = sorted(str(w) for w in words)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "nothing"
