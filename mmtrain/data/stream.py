@@ -5,6 +5,8 @@ number of workers or ranks gives the same batches, and to go on after a stop tak
 What the samples are, this file does not know: that is `source.py` and `mixture.py`.
 """
 
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils import signal_handling
 
 from mmtrain.batch import Batch
 from mmtrain.data.decode import BadSample
@@ -242,7 +245,22 @@ class _Loader(DataLoader[_Parcel]):
         except (RuntimeError, ConnectionError, EOFError) as why:
             if isinstance(why, RuntimeError) and not str(why).startswith("DataLoader"):
                 raise
-            hangs = isinstance(why, RuntimeError) and "exited" not in str(why)
+            _hush()
+            hangs = "timed out" in str(why)
             came = f"no batch came for {self.timeout:g} s" if hangs else "a worker died"
             fix = "look at memory and the disk, set trainer.num_workers=0 to see why, then resume: no step is lost"
             raise UserError(f"data workers ({self.num_workers})", came, "a batch in time", fix) from why
+
+
+def _hush() -> None:
+    """A worker's death is known now: torch's handler of SIGCHLD would tell it again, as an error in the middle of
+    whatever runs when the signal comes. The next loader arms it again."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return
+    for _ in range(2):
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except RuntimeError:  # the signal came just now
+            continue
+        break
+    signal_handling._SIGCHLD_handler_set = False
