@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from mmtrain.config.target import ALLOWED, REFUSED_KEYS, listing, locate, near, parameters, suggest
 from mmtrain.errors import UserError, UserErrors
@@ -116,6 +116,8 @@ def _read(cfg: DictConfig | ListConfig, key: Any, where: str, faults: list[UserE
         return MISSING
     try:
         return _plain(cfg[key], where, faults)
+    except InterpolationToMissingValueError:  # told where it is missing
+        return MISSING
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         faults.append(UserError(where, reason, "an interpolation that resolves", "correct the name inside ${...}"))
