@@ -56,6 +56,8 @@ def folder(
         packed = pack(root, target, caption_template=caption, where=where, max_bad_fraction=max_bad_fraction)
         for name, why in packed.bad.items():
             print(f"left out {name}: {why}", file=sys.stderr)
+        if packed.missed:
+            print(f"left out {packed.missed} files by dataset.where={list(where)}", file=sys.stderr)
     if part != "all":
         target = _part(target, part, heldout_fraction, split_seed)
     return Source(

@@ -8,7 +8,7 @@ import operator
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from mmtrain.data.index import Index
 from mmtrain.data.tables import COLUMNS, KINDS, TABLES, captions, read_text
 from mmtrain.errors import UserError, UserErrors
 
+_STILLS = ("jpg", "jpeg", "png")  # one frame, whatever their bytes; a WebP may be a clip
 _CLAUSE = re.compile(r"\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*(-?[\d.]+)\s*")
 _COMPARE: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     ">=": operator.ge,
@@ -49,6 +50,7 @@ class Item:
     name: str  # what its owner calls it
     pieces: tuple[Piece, ...]
     texts: Mapping[str, bytes] = field(default_factory=dict)  # further members by suffix
+    unsaid: str = ""  # a fact that it was to be chosen by, and that its header does not tell
 
     @property
     def size(self) -> int:
@@ -76,21 +78,43 @@ class Listing:
     items: list[Item]
     ignored: list[str] = field(default_factory=list)  # files of other kinds, left out
     facts: np.ndarray | None = None  # FACTS [items], if they are known already
+    missed: int = 0  # items left out by `keep`
 
     def keep(self, clauses: Sequence[str]) -> None:
-        """Leaves out the items that miss a clause such as ``width>=256``. Raises UserError if none is left."""
+        """Leaves out and counts the items that miss a clause such as ``width>=256``.
+
+        One that cannot be judged, because its header is damaged, stays: it is for packing to name it as broken.
+
+        Raises:
+            UserError: none is left.
+        """
         tests = [_parsed(clause) for clause in clauses]
         if not tests:
             return
         if self.facts is None:
             self.facts = np.array([measure(item.read())[0] for item in self.items], FACTS)
-        mask = np.ones(len(self.items), bool)
+        facts = self.facts.copy()
+        is_still = np.array([any(piece.suffix in _STILLS for piece in item.pieces) for item in self.items])
+        facts["num_frames"][is_still] = 1
+        mask, unsaid = np.ones(len(facts), bool), np.full(len(facts), "", "U10")
         for name, compare, value in tests:
-            mask &= compare(self.facts[name], value)
+            told = _told(facts, name)
+            mask &= compare(facts[name], value) | ~told
+            unsaid[~told] = name
         if not mask.any():
             fix = "ask for less"
             raise UserError("where", f"no sample of {self.where} has {', '.join(clauses)}", "at least one", fix)
-        self.items, self.facts = [self.items[i] for i in np.flatnonzero(mask)], self.facts[mask]
+        self.missed += int((~mask).sum())
+        self.items = [replace(self.items[i], unsaid=str(unsaid[i])) for i in np.flatnonzero(mask)]
+        self.facts = self.facts[mask]
+
+
+def _told(facts: np.ndarray, name: str) -> np.ndarray:
+    """Of which items a fact is their own, and not the 0 of a header that does not tell; bool ``[n]``."""
+    if name == "fps":
+        told: np.ndarray = (facts["fps"] > 0) | (facts["num_frames"] == 1)  # a still has none
+        return told
+    return facts[name] > 0 if name in ("width", "height", "num_frames") else np.ones(len(facts), bool)
 
 
 def _parsed(clause: str) -> tuple[str, Callable[[np.ndarray, float], np.ndarray], float]:

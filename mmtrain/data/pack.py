@@ -37,10 +37,13 @@ class Packed:
     shards: int = 0
     bad: dict[str, str] = field(default_factory=dict)  # item left out → why it does not decode
     ignored: list[str] = field(default_factory=list)  # files of other kinds, left out
+    missed: int = 0  # samples left out by ``where``
 
     def text(self) -> str:
         lines = [f"{self.samples} samples in {self.folder} ({self.shards} shards)"]
         lines += [f"left out {name}: {why}" for name, why in self.bad.items()]
+        if self.missed:
+            lines.append(f"left out by `where`: {self.missed}")
         if self.ignored:
             named = ", ".join(self.ignored[:8]) + (", …" if len(self.ignored) > 8 else "")
             lines.append(f"not images or clips, ignored: {len(self.ignored)} ({named})")
@@ -71,10 +74,12 @@ def pack(
             such a table by itself, with names relative to its folder; or shards, whose members are carried over.
         caption_template: caption of files that have none; ``{name}`` stands for the file's name in words.
         columns: of a table, the names of the files and the captions.
-        where: clauses such as ``width>=256`` or ``captions>0`` (names of `FACTS`); samples that miss one are left out.
+        where: clauses such as ``width>=256`` or ``captions>0`` (names of `FACTS`); samples that miss one are left out
+            and counted. One whose header is damaged cannot be judged: it counts as one that fails to decode.
         keys: of the samples that are packed, the others are left out; None: all are.
         shard_size: samples to a shard, about: shards are cut so that their bytes are equal.
-        max_bad_fraction: share of the files that may fail to decode; they are left out, and named in the result.
+        max_bad_fraction: share of the files that ``where`` takes that may fail to decode; they are left out, and named
+            in the result.
         workers: processes that write shards.
         progress: called with (files done, files).
 
@@ -128,7 +133,7 @@ def _pack(
     ordered = [notes[part.path] for part in parts]
     bad = {name: why for note in ordered for name, why in note.bad.items()}
     count = sum(note.samples for note in ordered)
-    return Packed(out, count, sum(note.samples > 0 for note in ordered), bad, listing.ignored)
+    return Packed(out, count, sum(note.samples > 0 for note in ordered), bad, listing.ignored, listing.missed)
 
 
 def cut(items: list[Item], shard_size: int) -> list[list[Item]]:
@@ -176,7 +181,7 @@ def _open(staging: Path, items: list[Item], shard_size: int) -> None:
     changed = {path: path.stat().st_mtime_ns for path in paths}
     for item in items:
         times = [changed[piece.path] for piece in item.pieces]
-        digest.update(repr((item.key, item.pieces, sorted(item.texts.items()), times)).encode())
+        digest.update(repr((item.key, item.pieces, sorted(item.texts.items()), item.unsaid, times)).encode())
     plan = json.dumps({"content": digest.hexdigest()})
     try:
         same = (staging / PLAN).read_text() == plan
@@ -203,6 +208,8 @@ def _write(part: _Part, tick: Tick) -> _Note:
             try:
                 members = item.read()
                 _decoded(members)
+                if item.unsaid:
+                    raise BadSample(f"its header does not tell {item.unsaid}, by which it was to be chosen")
                 write_members(tar, item.key, members)
                 note.samples += 1
             except BadSample as why:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mmtrain.data.folder import folder
+from mmtrain.data.pack import pack
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import from_file
 from mmtrain.sample.write import read_prompts
@@ -84,7 +85,7 @@ def test_past_a_fifth_it_stops(forty: Path, tmp_path: Path):
     assert not (tmp_path / "shards").exists() or not list((tmp_path / "shards").iterdir())
 
 
-def test_clips_alone_at_their_own_times(forty: Path, tmp_path: Path):
+def test_clips_alone_at_their_own_times(forty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = folder(
         folder=str(forty),
         shards=str(tmp_path / "shards"),
@@ -92,14 +93,42 @@ def test_clips_alone_at_their_own_times(forty: Path, tmp_path: Path):
         num_frames=5,
         fps=10,
         where=["num_frames>=2"],
-        max_bad_fraction=0.2,
+        max_bad_fraction=0.5,
     )
     assert source.keys == ["uneven"]
+    named, counted = capsys.readouterr().err.splitlines()
+    assert named.startswith("left out word.mp4: the .mp4 does not decode"), "nobody knows how many frames it has"
+    assert counted == "left out 38 files by dataset.where=['num_frames>=2']"
     sample = source.sample(0, draw=0.0)  # from the clip's beginning
     assert sample.frames.shape == (5, 64, 96, 3)
     drawn = np.stack([noise(i, 64, 96) for i in range(6)]).astype(float)
     shown = [int(np.abs(drawn - frame).mean((1, 2, 3)).argmin()) for frame in sample.frames]
     assert shown == [0, 2, 3, 3, 4], "the nearest in time to 0, 0.1, 0.2, 0.3 and 0.4 s"
+
+
+@pytest.mark.parametrize(
+    ("clause", "broken"),
+    [
+        ("num_frames>=2", ["word.mp4"]),
+        ("num_frames==1", ["cut.png", "empty.jpg", "word.mp4"]),
+        ("fps>=20", ["word.mp4"]),
+        ("width>=80", ["cut.png", "empty.jpg", "word.mp4"]),
+        ("words>=9", []),
+    ],
+)
+def test_what_cannot_be_judged_is_not_left_out_unseen(forty: Path, tmp_path: Path, clause: str, broken: list[str]):
+    """A damaged header tells no frames and no size: no clause may take that for a clip that is too short."""
+    for i in range(30):
+        (forty / f"shot-{i:02d}.txt").write_text("one two three four five six seven eight nine ten\n")
+    done = pack(forty, tmp_path / "out", caption_template="{name}", where=[clause], max_bad_fraction=0.9)
+    assert sorted(done.bad) == broken
+    assert done.samples + done.missed == 40 - len(broken)
+    assert f"left out by `where`: {done.missed}" in done.text()
+
+
+def test_a_clip_that_cannot_be_judged_counts(forty: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"1 of 2 files do not decode \(word.mp4"):
+        pack(forty, tmp_path / "out", caption_template="{name}", where=["num_frames>=2"], max_bad_fraction=0.2)
 
 
 def test_a_thousand_prompts(tmp_path: Path):
