@@ -43,6 +43,7 @@ class AnimateDiff(LatentDiffusion):
     """
 
     makes, pipeline_class = "video", "AnimateDiffPipeline"
+    time_axis = 2
     fewest_frames = 2
     presets: ClassVar = {
         "attention": LatentDiffusion.presets["attention"],

@@ -26,11 +26,13 @@ class Pipelined(nn.Module, ABC):
         pipeline_class: the vanilla class that opens its folder.
         digested: attributes that hold its weights, in the order in which its digest takes them.
         path: hub id or folder that it came from, or ``fresh``.
+        time_axis: of the latents that it draws, along which a clip's frames lie; None: it has none.
     """
 
     pipeline_class: str
     digested: ClassVar[tuple[str, ...]]
     path: str
+    time_axis: ClassVar[int | None] = None
 
     @property
     @abstractmethod

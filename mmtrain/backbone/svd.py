@@ -52,6 +52,7 @@ class StableVideoDiffusion(Pipelined):
     """
 
     makes, pipeline_class = "video", "StableVideoDiffusionPipeline"
+    time_axis = 1
     digested = ("unet", "vae", "image_encoder")
     presets: ClassVar = {
         # With one conditioning token cross-attention's q and k have no effect: they are in no preset.

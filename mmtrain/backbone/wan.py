@@ -42,6 +42,7 @@ class Wan(Pipelined):
     """
 
     makes, pipeline_class = "video", "WanPipeline"
+    time_axis = 2
     digested = ("transformers", "vae", "text_encoder")
     presets: ClassVar = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],

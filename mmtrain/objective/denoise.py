@@ -15,6 +15,7 @@ from mmtrain.batch import Batch, Loss
 from mmtrain.errors import UserError
 from mmtrain.objective.contrastive import symmetric
 from mmtrain.objective.levels import LogitNormal, shares
+from mmtrain.objective.places import moving
 from mmtrain.rng import Rng
 
 ALIGNMENT_LOG_SCALE = 2.66  # ln(1 / 0.07), CLIP's initial temperature, kept fixed here
@@ -35,6 +36,8 @@ class Denoise:
             of that, whatever the network predicts; ``min_snr`` (Hang et al. 2023); ``debiased`` (Yu et al. 2023).
         gamma: of ``min_snr``.
         huber: the error at which the squared loss turns into a straight one (pseudo-Huber); None: squared everywhere.
+        motion_weight: of clips, how much more those places count whose latents are no longer the first frame's; 0: all
+            count the same (`places.moving`).
     """
 
     def __init__(
@@ -47,14 +50,18 @@ class Denoise:
         weighting: Weighting = "own",
         gamma: float = 5.0,
         huber: float | None = None,
+        motion_weight: float = 0.0,
     ) -> None:
         for name, share in (("drop_text", drop_text), ("drop_image", drop_image)):
             if not 0 <= share <= 1:
                 raise UserError(f"objective.{name}", str(share), "a chance between 0 and 1", "correct it")
         if gamma <= 0 or (huber is not None and huber <= 0):
             raise UserError("objective", f"gamma {gamma}, huber {huber}", "above 0", "correct it")
+        if motion_weight < 0:
+            raise UserError("objective.motion_weight", f"{motion_weight:g}", "0 or above", "correct it")
         self.drop_text, self.drop_image, self.alignment = drop_text, drop_image, alignment
         self.levels, self.weighting, self.gamma, self.huber = levels, weighting, gamma, huber
+        self.motion_weight = motion_weight
 
     def __call__(self, backbone: Any, batch: Batch, rng: Rng) -> Loss:
         encoded = batch.encoded if batch.encoded else backbone.encode(batch.frames)
@@ -65,7 +72,7 @@ class Denoise:
         alpha, sigma = backbone.schedule.signal(level)
         prediction = backbone.predict(schedule.mix(latents, noise, alpha, sigma), level, condition)
         wanted = schedule.target(backbone.schedule.kind, latents, noise, alpha, sigma)
-        per_sample = self.weight(backbone, level) * self.error(prediction - wanted)
+        per_sample = self.weight(backbone, level) * self.error(prediction - wanted, self.places(backbone, latents))
         logs = {"denoise": per_sample.detach().mean(), **shares(per_sample.detach(), alpha, sigma)}
         if self.alignment:
             made, shown = backbone.alignment(condition, encoded)
@@ -88,15 +95,19 @@ class Denoise:
         level: Tensor = backbone.schedule.at(fractions if self.levels is None else self.levels(fractions))
         return level
 
-    def error(self, difference: Tensor) -> Tensor:
-        """Mean over a sample's elements, ``[b]``: squared, or 2c²·(√(1 + (d / c)²) − 1), which is that for small d.
+    def places(self, backbone: Any, latents: Tensor) -> Tensor | None:
+        """Weights that broadcast against the latents, of mean one in each sample; None where all places count alike."""
+        return moving(latents, backbone.time_axis, self.motion_weight) if self.motion_weight else None
+
+    def error(self, difference: Tensor, places: Tensor | None = None) -> Tensor:
+        """Weighted mean over a sample's elements, ``[b]``: squared, or 2c²·(√(1 + (d / c)²) − 1), which is near.
 
         Written as 2d² / (√(1 + (d / c)²) + 1): the difference above loses every digit of a small d.
         """
-        if self.huber is None:
-            return difference.square().flatten(1).mean(1)
-        squared = difference.square()
-        return (2 * squared / ((1 + squared / self.huber**2).sqrt() + 1)).flatten(1).mean(1)
+        error = difference.square()
+        if self.huber is not None:
+            error = 2 * error / ((1 + error / self.huber**2).sqrt() + 1)
+        return (error if places is None else error * places).flatten(1).mean(1)
 
     def weight(self, backbone: Any, level: Tensor) -> Tensor:
         """Of the prediction's error, float32 ``[b]``."""

@@ -1,5 +1,6 @@
 """Laws of the denoising objective's options, of distillation and of fairness, on tiny models."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from diffusers import DDIMScheduler, LCMScheduler
 from mmtrain.adapter.injected import without
 from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone import schedule
+from mmtrain.backbone.animatediff import AnimateDiff
 from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
+from mmtrain.backbone.wan import Wan
 from mmtrain.batch import Batch
 from mmtrain.errors import UserError
 from mmtrain.objective.consistency import Consistency, leap
@@ -56,6 +59,54 @@ def test_weights_and_huber_are_what_they_say(tiny_sd: Path):
     assert bool((per_sample(model, huber=0.1) < own).all())
     drawn = Denoise(levels=LogitNormal(mean=-3.0, deviation=0.1)).draw(model, Rng(0, 0, POSITIONS))
     assert int(drawn.max()) < 100
+
+
+def test_places_that_move_count_more_and_a_clip_as_much_as_before(tiny_svd: Path):
+    model = StableVideoDiffusion(path=str(tiny_svd))
+    still = torch.rand(3, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = still.repeat(1, 3, 1, 1, 1)
+    pixels[1:, 1:, :, :32] *= -1  # of the first clip nothing moves
+    clips = Batch(["x", "y", "z"], POSITIONS, CAPTIONS, pixels)
+
+    def loss(**how: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return Denoise(drop_text=0.0, drop_image=0.0, **how)(model, clips, Rng(0, 0, POSITIONS)).per_sample
+
+    assert torch.equal(loss(motion_weight=0.0), loss())
+    rng, keep = Rng(0, 0, POSITIONS), torch.zeros(3, dtype=torch.bool)
+    with torch.no_grad():
+        encoded = model.encode(pixels)
+        z = model.draw_latents(encoded, rng)
+        level, noise = Denoise().draw(model, rng), rng.normal("noise", z.shape[1:])
+        condition = model.condition(encoded, CAPTIONS, drop_text=keep, drop_image=keep)
+        wrong = (model.predict(z + level.view(-1, 1, 1, 1, 1) * noise, level, condition) - z) ** 2
+    weights = 1 + 4 * (z - z[:, :1]).abs().mean(2, keepdim=True)
+    each = (wrong * weights).mean((1, 2, 3, 4)) / weights.mean((1, 2, 3, 4)) * (level**2 + 1) / level**2
+    got = loss(motion_weight=4.0)
+    torch.testing.assert_close(got, each, rtol=1e-5, atol=1e-7)
+    assert bool(((got - loss())[1:].abs() > 1e-3).all())
+
+
+@pytest.mark.parametrize(("name", "axis"), [("animatediff", 2), ("wan", 2)])
+def test_where_a_familys_frames_lie(name: str, axis: int, family: Callable[[str], Path]):
+    """Its time axis is the one on which a later frame's change shows."""
+    model = {"animatediff": AnimateDiff, "wan": Wan}[name](path=str(family(name)), num_frames=5)
+    pixels = torch.zeros(1, 5, 3, 16, 16)
+    changed = pixels.clone()
+    changed[:, -1] = 1
+    with torch.no_grad():
+        one, other = (model.draw_latents(model.encode(p), Rng(0, 0, [0])) for p in (pixels, changed))
+    apart = (one - other).abs()
+    assert model.time_axis == axis
+    assert float(apart.select(axis, 0).max()) == 0.0
+    assert float(apart.select(axis, -1).max()) > 0.0
+
+
+def test_what_moves_is_asked_of_clips_alone(tiny_sd: Path):
+    with pytest.raises(UserError, match="for latents of pictures"):
+        per_sample(StableDiffusion(path=str(tiny_sd)), motion_weight=1.0)
+    with pytest.raises(UserError, match="0 or above"):
+        Denoise(motion_weight=-1.0)
 
 
 def test_the_loss_is_logged_by_how_much_noise_there_was(tiny_sd: Path):
