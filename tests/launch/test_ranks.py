@@ -21,6 +21,8 @@ FULL = os.environ.get("RESUME_PROOF") == "full"  # make resume-proof
 STEPS = 50 if FULL else 6
 LONG = [f"trainer.steps={STEPS}", "trainer.checkpoint_every=25" if FULL else "trainer.checkpoint_every=2"]
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
+UNSEEN = "k_proj.bias"
+"""A softmax does not see it: its gradient is zero but for rounding, of which Adam makes whole steps."""
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +49,10 @@ def assert_as_one(run: Path, alone: Path) -> None:
     for name in ("weights", "ema"):
         ours, theirs = weights(run, name), weights(alone, name)
         assert {key: tensor.shape for key, tensor in ours.items()} == {key: t.shape for key, t in theirs.items()}
-        apart = torch.cat([(ours[key] - theirs[key]).flatten() for key in theirs]).norm()
-        size = torch.cat([tensor.flatten() for tensor in theirs.values()]).norm()
-        assert apart < 1e-4 * size  # where a gradient is zero, Adam makes steps of its rounding; the steps move 1e-2
+        seen = [key for key in theirs if not key.endswith(UNSEEN)]
+        apart = torch.cat([(ours[key] - theirs[key]).flatten() for key in seen]).norm()
+        size = torch.cat([theirs[key].flatten() for key in seen]).norm()
+        assert apart < 1e-6 * size
 
 
 @contextmanager
