@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from benchmarks.report import Report
-from benchmarks.rounds import Arm, Gate, rounds
+from benchmarks.rounds import Arm, Gate, rounds, rounds_asked
 from mmtrain.batch import Batch, Loss
 
-ROUNDS, STEPS, AIM_MS = 5, 200, 1.5
+ROUNDS, STEPS, AIM_MS = rounds_asked(9), 150, 1.5
 
 
 class Layer(nn.Module):
@@ -61,9 +61,11 @@ def ours(folder: Path) -> Arm:
         import pytorch_lightning as pl
 
         from mmtrain.train.callbacks import Log, Marks, Shown
+        from mmtrain.train.lean import NoProfiler, Together
         from mmtrain.train.loggers import Loggers
         from mmtrain.train.module import TrainModule
         from mmtrain.train.optim import AdamW
+        from mmtrain.train.stop import Stop
         from mmtrain.train.voice import Voice
 
         logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -73,10 +75,10 @@ def ours(folder: Path) -> Arm:
             backbone=model, adapters={"it": model}, objective=objective, optim=AdamW(lr=1e-3), seed=0, steps=steps
         )
         log, stream = Log(folder / "metrics.csv", 10, Loggers({}, folder, voice)), SimpleNamespace(replaced={})
-        watching: Any = [log, Marks(folder / "digests.csv"), Shown(log, "bench", stream, voice)]  # type: ignore[arg-type]
+        watching: Any = [Stop(), log, Marks(folder / "digests.csv"), Shown(log, "bench", stream, voice)]  # type: ignore[arg-type]
         off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-        off |= {"enable_model_summary": False, "log_every_n_steps": 10**9}
-        trainer = pl.Trainer(max_steps=steps, accelerator="cpu", devices=1, callbacks=watching, **off)
+        off |= {"enable_model_summary": False, "log_every_n_steps": 10**9, "profiler": NoProfiler()}
+        trainer = pl.Trainer(max_steps=steps, accelerator="cpu", devices=1, callbacks=[Together(watching)], **off)
         batch = Batch(list("abcd"), [0, 1, 2, 3], ["a"] * 4, None, {"x": torch.ones(4, 8)})
         loader: Any = [batch] * steps
         trainer.fit(module, torch.utils.data.DataLoader(loader, batch_size=None))

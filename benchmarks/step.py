@@ -3,6 +3,7 @@
     make bench-step
     PEER=<folder>/train_text_to_image_lora.py make bench-step
     COMPILE=1 ...                   # torch.compile besides: it wants a C++ compiler and a minute
+    BENCH_PART=trivial ...          # that part alone, or several of: trivial sd knobs
 
 The tiny Stable Diffusion that is shipped, 128 × 128 pixels, batch 8, rank 4 on every attention, the same JPEGs and
 captions, fp32. ``mmtrain`` is the whole command (`mmtrain train sd_lora`) with its log, progress line and callbacks;
@@ -182,13 +183,17 @@ def sd_steps(report: Report, folder: Path) -> None:
 
 
 def main() -> None:
-    report = Report("step")
+    wanted = os.environ.get("BENCH_PART", "trivial sd knobs").split()
+    report = Report("step" if "BENCH_PART" not in os.environ else f"step-{'-'.join(wanted)}")
     with tempfile.TemporaryDirectory() as name:
-        trivial(report, Path(name))
-        sd_steps(report, Path(name))
-    keep_pages()
-    torch.set_num_threads(1)
-    knobs(report)
+        if "trivial" in wanted:
+            trivial(report, Path(name))
+        if "sd" in wanted:
+            sd_steps(report, Path(name))
+    if "knobs" in wanted:
+        keep_pages()
+        torch.set_num_threads(1)
+        knobs(report)
     report.write()
 
 

@@ -146,14 +146,19 @@ def computed_again(block: Callable[..., Any], *given: Any) -> Any:
     return checkpoint(keyed, *given, use_reentrant=False)
 
 
+def droppers(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """What has a dropout in a network: it is at work while that part is in training mode."""
+    return [module for module in network.modules() if _has_dropout(module)]
+
+
 def drops_out(network: torch.nn.Module) -> bool:
-    """Whether a dropout is at work in a network: of a layer, or of an attention that holds its chance as a number."""
-    for module in network.modules():
-        if not module.training:  # most of a frozen network: asked at every step, so the dear question comes last
-            continue
-        chances = [v for name, v in vars(module).items() if "dropout" in name and isinstance(v, float)]
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-            chances.append(module.p)
-        if any(chances):
-            return True
-    return False
+    """Whether a dropout is at work in a network."""
+    return any(module.training and _has_dropout(module) for module in network.modules())
+
+
+def _has_dropout(module: torch.nn.Module) -> bool:
+    """Of a layer, or of an attention that holds its chance as a number."""
+    chances = [v for name, v in vars(module).items() if "dropout" in name and isinstance(v, float)]
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        chances.append(module.p)
+    return any(chances)

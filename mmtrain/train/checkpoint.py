@@ -143,7 +143,7 @@ def bad_samples(checkpoint: Path) -> dict[int, BadSample]:
 
 
 def restore(module: TrainModule, checkpoint: Path) -> None:
-    """Fill module, moving average and optimizer; strict. ``module.done`` becomes the checkpoint's step.
+    """Fill module, moving average and optimizer; strict. ``module.step`` becomes the checkpoint's step.
 
     Raises:
         UserError: other weights, or no moving average where the config wants one.
@@ -157,7 +157,7 @@ def restore(module: TrainModule, checkpoint: Path) -> None:
         for name, tensor in load_file(file).items():
             module.average[name].copy_(tensor)
     facts = state(checkpoint)
-    module.done = int(facts["step"])
+    module.step = int(facts["step"])
     for name, value in facts["buffers"].items():
         module.backbone.get_buffer(name).fill_(value)
     saved = load_file(checkpoint / "optimizer.safetensors")

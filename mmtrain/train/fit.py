@@ -95,9 +95,9 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
         newest = run.path / "checkpoints" / checkpoints.name_of(step)
         checkpoint.restore(module, newest)
         source.note(checkpoint.bad_samples(newest))
-        voice(f"resumed at step {module.done}")
+        voice(f"resumed at step {module.step}")
     until = min(schedule.steps, ask.until or schedule.steps)
-    if module.done < until:
+    if module.step < until:
         train(Job(cfg, schedule, module, source, run, voice, ranks, until))
     for stream in dict.fromkeys([pixels, source]):
         for shard, kinds in stream.bad_counts.items():

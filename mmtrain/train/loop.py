@@ -16,6 +16,7 @@ from mmtrain.threads import calibrate
 from mmtrain.train.callbacks import Checkpoints, Log, Marks, Shown
 from mmtrain.train.heldout import HeldOut
 from mmtrain.train.launch import Ranks
+from mmtrain.train.lean import NoProfiler, Together
 from mmtrain.train.loggers import Loggers
 from mmtrain.train.module import TrainModule, train_what_trains
 from mmtrain.train.schedule import Fit
@@ -49,10 +50,11 @@ def train(job: Job) -> None:
     [save] = [callback for callback in callbacks if isinstance(callback, Checkpoints)]
     trainer = pl.Trainer(
         **arguments(schedule, ranks),
-        max_steps=job.until - module.done,
+        max_steps=job.until - module.step,
         precision=schedule.precision,
         logger=False,
-        callbacks=callbacks,
+        callbacks=[Together(callbacks)],
+        profiler=NoProfiler(),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -64,7 +66,7 @@ def train(job: Job) -> None:
         seed=job.cfg.seed,
         batch_size=schedule.batch_size,
         steps=schedule.steps,
-        consumed=module.done,
+        consumed=module.step,
         rank=ranks.index,
         world_size=ranks.count,
         num_workers=schedule.num_workers,

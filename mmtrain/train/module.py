@@ -12,7 +12,7 @@ from mmtrain.artifact import is_whole_backbone
 from mmtrain.batch import Batch, Loss
 from mmtrain.errors import UserError
 from mmtrain.objective.whole import WholeBatch, pieces_of
-from mmtrain.rng import Rng, drops_out
+from mmtrain.rng import Rng, droppers
 from mmtrain.train import sharded
 from mmtrain.train.optim import Rate
 
@@ -26,10 +26,13 @@ class TrainModule(pl.LightningModule):
         objective: (backbone, batch, rng) → Loss.
         optim: optimizer and schedule.
         seed: of every draw.
-        steps: of the whole run, in optimizer steps; ``done`` of them are behind a resumed one.
+        steps: of the whole run, in optimizer steps.
         ema: decay of the moving average of what trains, or None.
         clip: norm to which gradients are clipped.
         accumulate: in how many pieces a batch goes through the network; the gradients are those of the whole.
+
+    Attributes:
+        step: optimizer steps behind the run, those before a resume included.
     """
 
     def __init__(
@@ -41,20 +44,20 @@ class TrainModule(pl.LightningModule):
         optim: Rate,
         seed: int,
         steps: int,
-        done: int = 0,
         ema: float | None = None,
         clip: float = 1.0,
         accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.backbone, self.adapters, self.objective, self.optim = backbone, nn.ModuleDict(adapters), objective, optim
-        self.seed, self.steps, self.done, self.decay, self.clip = seed, steps, done, ema, clip
+        self.seed, self.step, self.steps, self.decay, self.clip = seed, 0, steps, ema, clip
         self.accumulate = accumulate
         self.weights = named_weights(adapters)
         if not self.weights:
             raise UserError("adapters", "none of them has a weight that trains", "at least one", "add an adapter")
         self.average = {name: w.detach().clone() for name, w in self.weights.items()} if ema is not None else None
         self.outcome: Loss | None = None
+        self.droppers = droppers(backbone)
         self.is_cut = False
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -64,11 +67,6 @@ class TrainModule(pl.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps behind the run, those before a resume included."""
-        return self.done + self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -80,7 +78,7 @@ class TrainModule(pl.LightningModule):
         rng = Rng(self.seed, self.step, batch.positions)
         if isinstance(self.objective, WholeBatch):
             return self.objective(self.backbone, batch, rng, self.accumulate)
-        with rng.dropout() if drops_out(self.backbone) else nullcontext():
+        with rng.dropout() if any(part.training for part in self.droppers) else nullcontext():
             return self.objective(self.backbone, batch, rng)
 
     def mean_loss(self, batch: Batch, backward: Callable[[Tensor], object]) -> Tensor:
@@ -90,7 +88,8 @@ class TrainModule(pl.LightningModule):
         ``backward`` adds the gradients of all pieces but the last here: only a piece's activations are kept.
         """
         pieces = 1 if isinstance(self.objective, WholeBatch) else self.accumulate
-        *before, last = [batch.part(places) for places in pieces_of(len(batch), pieces)]
+        cut = pieces_of(len(batch), pieces) if pieces > 1 else []
+        *before, last = [batch.part(places) for places in cut] or [batch]
         found = []
         for part in before:
             found.append(self.loss(part))
@@ -101,8 +100,9 @@ class TrainModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.optimizer is not None
+        rate = self.optim.rate(self.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * self.optim.rate(self.step, self.steps)
+            group["lr"] = group["scale"] * rate
         self.optimizer.zero_grad()
         return self.mean_loss(batch, lambda loss: self.trainer.strategy.backward(loss, None))
 
@@ -136,9 +136,9 @@ class TrainModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        self.step += 1
         if self.average is not None and self.decay is not None:
-            done = self.step + 1
-            rate = min(self.decay, done / (10 + done))  # short memory while young
+            rate = min(self.decay, self.step / (10 + self.step))  # short memory while young
             pairs = [(self.average[name], weight.detach()) for name, weight in self.weights.items()]
             for kind in {type(average) for average, _ in pairs}:  # pieces and whole tensors cannot go together
                 average, weights = zip(*[pair for pair in pairs if type(pair[0]) is kind], strict=True)

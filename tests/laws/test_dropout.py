@@ -44,7 +44,7 @@ def trained(sd: Path, dropout: float, **more: Any) -> TrainModule:
 
 
 def loss(module: TrainModule, step: int) -> Tensor:
-    module.done = step
+    module.step = step
     return module.loss(batch()).per_sample
 
 
