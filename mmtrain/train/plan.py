@@ -201,7 +201,12 @@ def step(backbone: Any, settings: Settings) -> Tally:
         torch.autograd.backward(error.square().flatten(1).mean(1).mean())
 
     done = min(settings.pieces, 2)
-    cost = measured(lambda: [piece() for _ in range(done)], outline=True)
+
+    def work() -> None:
+        for _ in range(done):
+            piece()
+
+    cost = measured(work, outline=True)
     cost.flops = cost.flops * settings.batch_size // (done * settings.piece)
     if settings.sixteen:  # a mixed-precision run keeps gradients in the weights' own 32 bits
         cost.peak += sum(2 * w.numel() for w in network.parameters() if w.requires_grad)
