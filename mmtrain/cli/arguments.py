@@ -34,7 +34,7 @@ def _fix(message: str) -> str | None:
 
 
 def add_verb(verbs: Any, name: str, run: Verb, text: str, overrides: bool = False) -> argparse.ArgumentParser:
-    usage = f"mmtrain {name} RECIPE [key=value ...] [options]" if overrides else None
+    usage = "%(prog)s RECIPE [key=value ...] [options]" if overrides else None
     added: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text, usage=usage)
     added.set_defaults(run=run, parser=added, takes_overrides=overrides)
     return added

@@ -10,7 +10,7 @@ from mmtrain.errors import UserError
 
 def add(verbs: Any) -> None:
     verb = add_verb(verbs, "reproduce", _reproduce, "run it again, and say what is equal and what differs")
-    verb.usage = "mmtrain reproduce RUN|ARTIFACT|RECIPE [key=value ...] [options]"
+    verb.usage = "%(prog)s RUN|ARTIFACT|RECIPE [key=value ...] [options]"
     verb.set_defaults(takes_overrides=True)
     text = "a run (folder, start of its id, `latest`), an exported folder, or recipes with expected numbers"
     verb.add_argument("what", metavar="WHAT", help=text)

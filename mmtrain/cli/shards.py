@@ -61,6 +61,7 @@ def add(verbs: Any) -> None:
         "write a recipe's encoder outputs as shards, on trainer.devices at once",
         overrides=True,
     )
+    encode.usage = "%(prog)s RECIPE --to DIR [key=value ...] [options]"
     encode.add_argument("recipe", metavar="RECIPE")
     encode.add_argument("--to", metavar="DIR", type=Path, required=True)
     encode.add_argument("--batch-size", type=positive, default=16)

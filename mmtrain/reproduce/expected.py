@@ -27,7 +27,7 @@ from mmtrain.sample.mp4 import write_mp4, write_png
 from mmtrain.train.fit import fit
 from mmtrain.train.resume import Ask
 
-LAST = 5  # steps at the end, over which a loss is averaged for the interval
+LAST = 5  # steps at the end, or all of fewer, over which a loss is averaged for the interval
 ELSEWHERE = ("dataset.shards", "dataset.folder", "cache", "seed")
 """Keys that say where and with which seed, not what is expected."""
 KEPT = ("code", "python", "packages", "hardware", "threads", "data", "bases")
@@ -121,7 +121,7 @@ def record(recipe: str, *, out: Path) -> Path:
     }
     if len(losses) > 2:
         told["interval"] = {
-            "of": f"loss, mean of the last {LAST} steps",
+            "of": f"loss, mean of the last {min(LAST, told['steps'])} steps",
             **vars(_rounded(next_value(np.array(losses)))),
         }
     told["circumstances"] = portable({key: manifest[key] for key in KEPT} | {"config": _plain(manifest["config"])})

@@ -32,7 +32,12 @@ SPARE = 0.94  # of a device's memory, what is left when its own libraries have t
 
 @dataclass(frozen=True)
 class Settings:
-    """What a step's cost depends on besides the model."""
+    """What a step's cost depends on besides the model.
+
+    Attributes:
+        batch_size: samples of a step, all pieces together.
+        pieces: in how many it goes through the network.
+    """
 
     batch_size: int
     frames: int
@@ -40,6 +45,11 @@ class Settings:
     width: int
     sixteen: bool
     pieces: int = 1
+
+    @property
+    def piece(self) -> int:
+        """Samples of the largest piece (`objective/whole.py`: `pieces_of`)."""
+        return -(-self.batch_size // self.pieces)
 
 
 @dataclass
@@ -146,8 +156,8 @@ def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings
         backbone.check_frames(int(frames))
     trainer = cfg.trainer
     sixteen = str(trainer.get("precision", "32-true")) != "32-true"
-    size = trainer.batch_size // max(1, int(trainer.get("accumulate", 1)))
-    return Settings(size, int(frames), height, width, sixteen)
+    pieces = min(int(trainer.get("accumulate", 1)), int(trainer.batch_size))
+    return Settings(int(trainer.batch_size), int(frames), height, width, sixteen, pieces)
 
 
 # phases ---------------------------------------------------------------------------------------------------------------
@@ -163,7 +173,7 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
     if isinstance(backbone, Aligned):
         plan_alignment.phases(made, cfg, backbone, held, state)
     if hasattr(backbone, "vae"):
-        clips = ENCODED if cfg.get("cache") else made.settings.batch_size
+        clips = ENCODED if cfg.get("cache") else made.settings.piece
         made.phases["encode"] = held + _codec(backbone, made.settings, clips, decode=False).peak
     if hasattr(backbone, "example"):
         cost = step(backbone, made.settings)
@@ -175,21 +185,29 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
 
 
 def step(backbone: Any, settings: Settings) -> Tally:
-    """What one training step costs beyond what is held: activations, gradients, operations."""
+    """What one training step costs beyond what is held: activations, gradients, operations.
+
+    From the second piece on the gradients of those before are held too: two are done, and stand for all.
+    """
     network = backbone.network
     kind = torch.bfloat16 if settings.sixteen else torch.float32
     before = {name: w.dtype for name, w in network.named_parameters()}
     network.to(kind)
 
-    def work() -> None:
-        latents, level, condition = backbone.example(
-            settings.batch_size, settings.frames, settings.height, settings.width
-        )
+    def piece() -> None:
+        latents, level, condition = backbone.example(settings.piece, settings.frames, settings.height, settings.width)
         latents, condition = latents.to(kind), {n: _cast(t, kind) for n, t in condition.items()}
         error = backbone.predict(latents, level, condition) - torch.empty_like(latents)
         torch.autograd.backward(error.square().flatten(1).mean(1).mean())
 
+    done = min(settings.pieces, 2)
+
+    def work() -> None:
+        for _ in range(done):
+            piece()
+
     cost = measured(work, outline=True)
+    cost.flops = cost.flops * settings.batch_size // (done * settings.piece)
     if settings.sixteen:  # a mixed-precision run keeps gradients in the weights' own 32 bits
         cost.peak += sum(2 * w.numel() for w in network.parameters() if w.requires_grad)
     network.zero_grad()
@@ -261,19 +279,20 @@ def what_fits(cfg: DictConfig, made: Plan, device: Device) -> Settings | None:
     backbone, _ = outline(cfg)
     lighten(backbone, config.build(cfg.trainer))
     if isinstance(backbone, Aligned):
-        nearer, cost = plan_alignment.nearer, partial(plan_alignment.step, cfg, backbone)
+        cost = partial(plan_alignment.step, cfg, backbone)
     else:
-        nearer, cost = _nearer, partial(step, backbone)
+        cost = partial(step, backbone)
     beyond = made.phases["step"] - cost(made.settings).peak
-    return next((s for s in nearer(made.settings) if beyond + cost(s).peak <= room), None)
+    return next((s for s in _nearer(made.settings) if beyond + cost(s).peak <= room), None)
 
 
 def _nearer(asked: Settings) -> Iterator[Settings]:
-    """From little changed to much: 16 bits, then ever smaller batches with them."""
-    size = asked.batch_size
-    while size >= 1:
-        yield replace(asked, batch_size=size, sixteen=True)
-        size //= 2
+    """From little changed to much: 16 bits, then ever more pieces with them; the gradients stay those of the batch."""
+    pieces = asked.pieces
+    while pieces < asked.batch_size:
+        yield replace(asked, pieces=pieces, sixteen=True)
+        pieces *= 2
+    yield replace(asked, pieces=asked.batch_size, sixteen=True)
 
 
 def words(made: Plan, device: Device, fit: Settings | None = None) -> list[str]:
@@ -312,10 +331,8 @@ def _advice(asked: Settings, fit: Settings | None, over: list[str]) -> str:
     if "load" in over:
         return "the weights alone do not fit: choose a larger device"
     if fit is None:
-        return "neither batch size nor precision makes it fit: try trainer.checkpointing=true, or a larger device"
+        return "neither pieces nor precision makes it fit: try trainer.checkpointing=true, or a larger device"
     changed: dict[str, str] = {}
-    if fit.batch_size != asked.batch_size:
-        changed["trainer.batch_size"] = str(fit.batch_size)
     if fit.pieces != asked.pieces:
         changed["trainer.accumulate"] = str(fit.pieces)
     if fit.sixteen and not asked.sixteen:

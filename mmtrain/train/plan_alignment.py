@@ -46,16 +46,13 @@ def side(backbone: Aligned) -> int:
 
 
 def phases(made: "Plan", cfg: DictConfig, backbone: Aligned, held: int, state: int) -> None:
-    """Fill in bytes of a plan's phases, operations of a step, and the settings that the step has.
+    """Fill in bytes of a plan's phases and operations of a step.
 
     Args:
-        made: the plan, with settings whose batch is one piece.
+        made: the plan.
         held: bytes of all weights.
         state: bytes that the optimizer and the moving average add.
     """
-    trainer = cfg.trainer
-    pieces = max(1, int(trainer.get("accumulate", 1)))
-    made.settings = replace(made.settings, batch_size=int(trainer.batch_size), pieces=pieces)
     made.frozen = sum(w.numel() for w in backbone.parameters() if not w.requires_grad)
     if cfg.get("cache") is not None:
         made.phases["encode"] = held + max(_seen(backbone, made.settings).peak, _read(backbone).peak)
@@ -86,14 +83,6 @@ def step(cfg: DictConfig, backbone: Aligned, settings: "Settings") -> Tally:
     for weight in backbone.parameters():
         weight.grad = None
     return cost
-
-
-def nearer(asked: "Settings") -> Iterator["Settings"]:
-    """From little changed to much: 16 bits, then ever more pieces; the loss stays that of the whole batch."""
-    pieces = asked.pieces
-    while pieces <= asked.batch_size:
-        yield replace(asked, pieces=pieces, sixteen=True)
-        pieces *= 2
 
 
 @contextmanager

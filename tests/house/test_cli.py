@@ -35,6 +35,26 @@ def test_the_surface_is_frozen():
     assert "\n".join(options(cli.parser())) + "\n" == SURFACE.read_text()
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from parsers(sub)
+
+
+def test_a_usage_line_is_a_command_line():
+    """It opens with all verbs, also nested ones, and names what must be given."""
+    seen = list(parsers(cli.parser()))
+    for parser in seen:
+        usage = " ".join(parser.format_usage().split())
+        assert usage.startswith(f"usage: {parser.prog} ")
+        for action in parser._actions:
+            if action.required and action.option_strings:
+                assert f" {action.option_strings[0]} " in usage
+    assert {"mmtrain", "mmtrain shards encode", "mmtrain reproduce"} <= {parser.prog for parser in seen}
+
+
 HEAVY = ("torch", "hydra", "omegaconf", "numpy", "rich", "pytorch_lightning", "diffusers", "PIL", "av")
 
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from mmtrain import cli, config
 from mmtrain.artifact import attached
 from mmtrain.backbone import outline
+from mmtrain.data.shards import write_world
 from mmtrain.train import plan as planning
 from mmtrain.train.devices import Device, device
 from mmtrain.train.lighten import lighten
@@ -59,7 +60,7 @@ def recipe(name: str, *words: str) -> Any:
     return config.compose(name, list(words))
 
 
-@pytest.mark.parametrize("changed", [[], ["trainer.checkpointing=true"]])
+@pytest.mark.parametrize("changed", [[], ["trainer.checkpointing=true"], ["trainer.accumulate=2"]])
 def test_peak_memory_is_what_a_step_on_this_machine_takes(changed: list[str], tiny_sd: Path):
     """The plan computes nothing; the step below computes everything. Bytes that are held are counted the same way."""
     changes = ["trainer.batch_size=4", "dataset.shards=nowhere", "dataset.size=64", *changed]
@@ -70,19 +71,36 @@ def test_peak_memory_is_what_a_step_on_this_machine_takes(changed: list[str], ti
     lighten(backbone, config.build(cfg.trainer))
     held = sum(t.numel() * t.element_size() for t in [*backbone.parameters(), *backbone.buffers()])
 
-    def work() -> None:
+    def piece(size: int) -> None:
         draw = torch.Generator().manual_seed(0)
-        latents, level, condition = backbone.example(4, 1, 64, 64)
+        latents, level, condition = backbone.example(size, 1, 64, 64)
         latents = torch.randn(latents.shape, generator=draw)
         condition = {"text": torch.randn(condition["text"].shape, generator=draw)}
         (backbone.predict(latents, level, condition) - latents).square().flatten(1).mean(1).mean().backward()
 
-    real = measured(work, outline=False)
+    pieces = cfg.trainer.accumulate
+    real = measured(lambda: [piece(4 // pieces) for _ in range(pieces)], outline=False)
     outlined, _ = planning.outline(cfg)
     lighten(outlined, config.build(cfg.trainer))
     cost = planning.step(outlined, made.settings)
     assert made.phases["step"] == held + 12 * made.trainable + cost.peak  # two moments and the moving average
     assert cost.peak == pytest.approx(real.peak, rel=0.1), "activations and gradients"
+
+
+def test_pieces_change_what_is_held_at_once_and_nothing_else(tiny_sd: Path, tmp_path: Path):
+    """Samples that a run sees, and operations of its steps, are those of whole batches, also where the last piece is
+    smaller."""
+    shards = write_world(tmp_path / "stills", split="train", count=6, seed=0, stills=True)
+    words = [f"backbone.path={tiny_sd}", f"dataset.shards={shards}", "dataset.num_frames=1", "dataset.stride=1"]
+    words += ["trainer.batch_size=8", "trainer.steps=3"]
+    whole, cut = (planning.plan(recipe("sd_lora", *words, f"trainer.accumulate={n}")) for n in (1, 3))
+    assert cut.settings.piece == 3
+    assert whole.flops == pytest.approx(cut.flops, rel=1e-6)
+    assert cut.phases["step"] < whole.phases["step"]
+    card = Device("a card", 1 << 40, 1e12, 2e12)
+    said = ["\n".join(planning.words(made, card)) for made in (whole, cut)]
+    assert all("epochs: 4 of 6 samples" in text for text in said)
+    assert "memory at 8 × 1 frames of 64 × 64 in 3 pieces" in said[1]
 
 
 def test_the_longest_bucket_is_planned_for():

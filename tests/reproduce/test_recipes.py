@@ -64,3 +64,10 @@ def test_its_first_steps_again_from_the_manifest_alone(
 @pytest.mark.parametrize("recipe", EVERY)
 def test_expected_numbers_name_no_folder_of_the_machine_they_were_measured_on(recipe: str):
     assert '"/' not in expected.file_of(recipe).read_text()
+
+
+@pytest.mark.parametrize("recipe", EVERY)
+def test_an_interval_says_over_how_many_steps_it_is(recipe: str):
+    told = expected.read(recipe)
+    assert f"last {min(5, told['steps'])} steps" in told["interval"]["of"]
+    assert all(len(measured["losses"]) == told["steps"] for measured in told["measured"].values())

@@ -152,6 +152,7 @@ def test_expected_numbers_are_measured_and_checked(tmp_path: Path, capsys: pytes
     assert reproduce(recipe, tmp_path / "out", "--record") == 0
     told = json.loads(file.read_text())
     assert set(told["measured"]) == {"0", "1", "2"}
+    assert told["interval"]["of"] == "loss, mean of the last 4 steps", "there are no more"
     assert told["interval"]["low"] < told["interval"]["mean"] < told["interval"]["high"]
     assert reproduce(recipe, tmp_path / "out", "--seeds", "1,7") == 0
     text = capsys.readouterr().out
