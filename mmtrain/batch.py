@@ -28,7 +28,8 @@ class Batch:
 
     ``frames`` are float32 ``[b t c h w]`` in [-1, 1], or None when encoder outputs are read from a cache; ``encoded``
     holds those, named as the backbone's ``encode`` names them, first axis b. ``positions`` are the samples' places in
-    the run's global order and key every random draw.
+    the run's global order and key every random draw. ``masks``, float32 ``[b h w]`` in [0, 1], say which places of the
+    frames count; None where no sample of the batch brought one.
     """
 
     keys: list[str]
@@ -36,6 +37,7 @@ class Batch:
     captions: list[str]
     frames: Tensor | None = None
     encoded: dict[str, Tensor] = field(default_factory=dict)
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -44,12 +46,14 @@ class Batch:
         """Some of the samples, as views."""
         frames = None if self.frames is None else self.frames[places]
         encoded = {name: tensor[places] for name, tensor in self.encoded.items()}
-        return Batch(self.keys[places], self.positions[places], self.captions[places], frames, encoded)
+        masks = None if self.masks is None else self.masks[places]
+        return Batch(self.keys[places], self.positions[places], self.captions[places], frames, encoded, masks)
 
     def to(self, device: torch.device | str) -> "Batch":
         frames = None if self.frames is None else self.frames.to(device, non_blocking=True)
         encoded = {name: tensor.to(device, non_blocking=True) for name, tensor in self.encoded.items()}
-        return Batch(self.keys, self.positions, self.captions, frames, encoded)
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return Batch(self.keys, self.positions, self.captions, frames, encoded, masks)
 
 
 def to_unit(frames: np.ndarray) -> Tensor:

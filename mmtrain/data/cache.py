@@ -23,6 +23,7 @@ from mmtrain.data.claim import Claim
 from mmtrain.data.decode import BadSample, decode
 from mmtrain.data.facts import encoding_of
 from mmtrain.data.index import Index
+from mmtrain.data.mask import MASK, mask_of, png
 from mmtrain.data.source import Source, read_members
 from mmtrain.data.tar import TarWriter
 from mmtrain.errors import UserError
@@ -48,6 +49,7 @@ class Entry:
 def identity(source: Source, encoder_id: str, dtype: torch.dtype) -> dict[str, object]:
     """What must be equal for a cache to be used again."""
     look = source.look
+    masks = {"masks": True} if any(MASK in shard.vocabulary for shard in source.index.shards) else {}
     return {
         "version": VERSION,
         "content": source.fingerprint,
@@ -58,6 +60,7 @@ def identity(source: Source, encoder_id: str, dtype: torch.dtype) -> dict[str, o
         "fps": look.fps,
         "buckets": None if source.buckets is None else source.buckets.config,
         "dtype": str(dtype).removeprefix("torch."),
+        **masks,
     }
 
 
@@ -222,11 +225,12 @@ def _is_held(lock: Path) -> bool:
 def _entry(source: Source, i: int) -> Entry | None:
     try:
         members = read_members(source.index, i)
-        sample = decode(source.keys[i], members, source.look_at(i))
+        sample, mask = decode(source.keys[i], members, source.look_at(i)), mask_of(members, source.look_at(i))
     except BadSample as why:
         source.note({i: why})
         return None
     carried = {suffix: data for suffix, data in members.items() if suffix in ("txt", "json")}
+    carried |= {} if mask is None else {MASK: png(mask)}
     return Entry(sample.key, to_unit(sample.frames.copy()), sample.fps, carried)
 
 

@@ -14,6 +14,7 @@ from mmtrain.data.decode import BadSample, Look, Probe, captions_of, decode, dec
 from mmtrain.data.duplicates import SIDE, SIGNATURE, groups, near_pairs, signature
 from mmtrain.data.facts import ENCODED, MEDIA
 from mmtrain.data.index import Index
+from mmtrain.data.mask import mask_of
 from mmtrain.data.scan import Shard
 from mmtrain.data.source import read_members
 from mmtrain.data.workers import Tick, spread
@@ -155,6 +156,7 @@ class _Found:
             self.seconds += time.perf_counter() - started
             return
         found = probe(suffix, members)
+        mask_of(members, Look())
         self.seconds += time.perf_counter() - started
         self.probes.append(found)
         count = 3 if found.num_frames >= 3 else 1

@@ -110,10 +110,10 @@ class Look:
         """Frames per second of what is kept of a clip of that many."""
         return (self.fps or fps) / self.stride
 
-    def place(self, image: Image.Image) -> np.ndarray:
-        """An RGB image → uint8 ``[h w c]``, resized and cut."""
+    def place(self, image: Image.Image, resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+        """An RGB image → uint8 ``[h w c]``, a grey one → ``[h w]``, resized and cut."""
         if self.size is not None and image.size != self.size:
-            image = ImageOps.fit(image, self.size, Image.Resampling.BICUBIC)
+            image = ImageOps.fit(image, self.size, resample)
         return np.asarray(image)
 
 
@@ -128,7 +128,7 @@ def decode(key: str, members: Mapping[str, bytes], look: Look, draw: float = 0.5
     """
     suffix = next(s for s in members if s in MEDIA)
     facts = _facts(members)
-    with _reasons(suffix):
+    with reasons(suffix):
         payload = members[suffix]
         frames, fps = _video(payload, look, draw) if suffix in VIDEOS else _image(payload, look, draw, facts)
         captions = captions_of(members)
@@ -147,7 +147,7 @@ class Probe:
 
 def probe(suffix: str, members: Mapping[str, bytes]) -> Probe:
     """Unpacks every frame of an image or a clip, keeping none. Raises BadSample if any of it does not decode."""
-    with _reasons(suffix):
+    with reasons(suffix):
         if suffix in VIDEOS:
             return _probe_video(members[suffix])
         frames, fps = _image(members[suffix], Look(), 0.0, _facts(members))
@@ -167,7 +167,7 @@ def _probe_video(payload: bytes) -> Probe:
 
 def decode_encoded(members: Mapping[str, bytes]) -> dict[str, Tensor]:
     """Encoder outputs of one sample by name, without batch axis. Raises BadSample, also for values not finite."""
-    with _reasons(ENCODED[0]):
+    with reasons(ENCODED[0]):
         tensors = safetensors.torch.load(members[ENCODED[0]])
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not _finite(tensor):
@@ -187,7 +187,7 @@ def captions_of(members: Mapping[str, bytes]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _reasons(suffix: str) -> Iterator[None]:
+def reasons(suffix: str) -> Iterator[None]:
     """Turns what the decoders raise into BadSample: damaged bytes make them raise anything, TypeError among it."""
     try:
         yield
@@ -203,7 +203,7 @@ def _reasons(suffix: str) -> Iterator[None]:
 def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
     if "json" not in members:
         return {}
-    with _reasons("json"):
+    with reasons("json"):
         facts = json.loads(members["json"])
     if not isinstance(facts, dict):
         raise BadSample("the .json is not an object")
@@ -213,7 +213,8 @@ def _facts(members: Mapping[str, bytes]) -> dict[str, Any]:
     return facts
 
 
-def _bound(width: int, height: int, frames: int = 1) -> None:
+def bound(width: int, height: int, frames: int = 1) -> None:
+    """Raises BadSample for more pixels than are unpacked."""
     if width * height > MAX_PIXELS or width * height * frames > MAX_CLIP_PIXELS:
         came = f"{frames} frames of {width} x {height} pixels are too large to decode (an image bomb?)"
         raise BadSample(came, "too large")
@@ -222,7 +223,7 @@ def _bound(width: int, height: int, frames: int = 1) -> None:
 def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) -> tuple[np.ndarray, float]:
     """A still or an animated WebP; frames uint8 ``[t h w c]`` and frames per second."""
     image = Image.open(io.BytesIO(payload), formats=("JPEG", "PNG", "WEBP"))
-    _bound(*image.size)
+    bound(*image.size)
     stored = getattr(image, "n_frames", 1)
     if image.format != "WEBP" or (stored == 1 and "num_frames" not in facts):
         look.window(np.zeros(1), draw)
@@ -232,7 +233,7 @@ def _image(payload: bytes, look: Look, draw: float, facts: Mapping[str, Any]) ->
         return look.place(to_rgb(image))[None], IMAGE_FPS
     shown, fps = _shown(image, facts)
     wanted = look.window(np.arange(len(shown)) / fps, draw)
-    _bound(*image.size, frames=len(wanted))
+    bound(*image.size, frames=len(wanted))
     needed = {shown[t] for t in wanted}
     placed = {}
     for number in range(max(needed) + 1):  # an animation is unpacked from its start
@@ -287,7 +288,7 @@ def _video(payload: bytes, look: Look, draw: float) -> tuple[np.ndarray, float]:
         rate = float(stream.average_rate or stream.guessed_rate or IMAGE_FPS)
         shown = _Shown.of(container, stream)
         wanted = look.window(shown.times(stream, rate), draw)
-        _bound(stream.codec_context.width, stream.codec_context.height, frames=len(wanted))
+        bound(stream.codec_context.width, stream.codec_context.height, frames=len(wanted))
         kept = _kept(container, stream, shown, set(wanted), look)
     if len(kept) < len(set(wanted)):
         came = f"the clip ends early: {len(kept)} of {len(set(wanted))} frames from frame {wanted[0]} on"
@@ -357,12 +358,12 @@ def _video_stream(container: InputContainer) -> VideoStream:
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise BadSample("a video codec that is unknown")
-    _bound(stream.codec_context.width, stream.codec_context.height)
+    bound(stream.codec_context.width, stream.codec_context.height)
     return stream
 
 
 def _turned(frame: av.VideoFrame, look: Look) -> np.ndarray:
-    _bound(frame.width, frame.height)
+    bound(frame.width, frame.height)
     pixels: np.ndarray = frame.to_ndarray(format="rgb24", interpolation=_EXACT)
     if frame.rotation % 360:
         pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

@@ -16,6 +16,7 @@ import numpy as np
 from mmtrain.data.decode import BadSample
 from mmtrain.data.facts import FACTS, IMAGES, VIDEOS, measure
 from mmtrain.data.index import Index
+from mmtrain.data.mask import MASK
 from mmtrain.data.tables import COLUMNS, KINDS, TABLES, captions, read_text
 from mmtrain.errors import UserError, UserErrors
 
@@ -156,7 +157,8 @@ def listed(source: str | Path, template: str | None, columns: tuple[str, str] = 
         fix = "put images or clips into it, or point at another folder"
         raise UserError(f"folder {path}", held, f"files ending in {', '.join((*IMAGES, *VIDEOS))}", fix)
     told = _captions(path, files, template, columns)
-    ignored = [name for name in others if not name.endswith(".txt") and name not in TABLES]
+    _refuse_orphans(path, files, others)
+    ignored = [n for n in others if not n.lower().endswith((".txt", f".{MASK}")) and n not in TABLES]
     return Listing(f"folder {path}", _items(f"folder {path}", files, told), ignored)
 
 
@@ -207,6 +209,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     shown = {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
     files = {name: path for name, path in shown.items() if path.suffix[1:].lower() in (*IMAGES, *VIDEOS)}
+    files = {name: path for name, path in files.items() if not name.lower().endswith(f".{MASK}")}
     return files, [name for name in shown if name not in files]
 
 
@@ -217,8 +220,23 @@ def _items(where: str, files: dict[str, Path], told: dict[str, list[str]]) -> li
             "txt": "".join(f"{line}\n" for line in told[name]).encode(),
             "json": json.dumps({"file_name": name}, sort_keys=True).encode(),
         }
-        items.append(Item(keys[name], name, (Piece(path.suffix[1:].lower(), path, 0, path.stat().st_size),), texts))
+        mask = path.with_suffix(f".{MASK}")
+        members = {path.suffix[1:].lower(): path, **({MASK: mask} if mask.is_file() else {})}
+        pieces = (Piece(suffix, file, 0, file.stat().st_size) for suffix, file in members.items())
+        items.append(Item(keys[name], name, tuple(pieces), texts))
     return items
+
+
+def _refuse_orphans(folder: Path, files: dict[str, Path], others: list[str]) -> None:
+    """Raises UserErrors for masks that lie beside no file."""
+    owners = {path.with_suffix(f".{MASK}") for path in files.values()}
+    _raise(
+        [
+            UserError(f"folder {folder}", f"{name} without its image or clip", "a file for each mask", "add or remove")
+            for name in others
+            if name.lower().endswith(f".{MASK}") and folder / name not in owners
+        ]
+    )
 
 
 def _keys(where: str, files: dict[str, Path]) -> dict[str, str]:

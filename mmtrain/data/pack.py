@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmtrain.data.claim import Claim
-from mmtrain.data.decode import BadSample, decode_encoded, probe
+from mmtrain.data.decode import BadSample, Look, decode_encoded, probe
 from mmtrain.data.facts import ENCODED, MEDIA
 from mmtrain.data.index import Index
 from mmtrain.data.items import Item, Listing, listed
+from mmtrain.data.mask import mask_of
 from mmtrain.data.shards import refuse_existing, write_members
 from mmtrain.data.tables import COLUMNS
 from mmtrain.data.tar import TarWriter
@@ -235,6 +236,7 @@ def _decoded(members: dict[str, bytes]) -> None:
             decode_encoded(members)
         else:
             probe(suffix, members)
+            mask_of(members, Look())
 
 
 class _TooManyBad(UserError):

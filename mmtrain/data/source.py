@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mmtrain.batch import Sample, to_unit
@@ -21,6 +22,7 @@ from mmtrain.data.buckets import Buckets
 from mmtrain.data.copies import Copies
 from mmtrain.data.decode import MAX_FPS, BadSample, Look, captions_of, decode, decode_encoded
 from mmtrain.data.index import Index
+from mmtrain.data.mask import mask_of
 from mmtrain.data.order import BucketedOrder, Order
 from mmtrain.data.remote import is_remote
 from mmtrain.data.stream import Row, Stream
@@ -235,14 +237,16 @@ class Source(Stream):
         if self.kind == "encoded":
             stored = decode_encoded(members)
             encoded = {n: t.float() if t.is_floating_point() else t for n, t in stored.items()}
-            frames, captions = None, captions_of(members)
+            frames, captions, look = None, captions_of(members), Look()
         else:
-            sample = decode(name, members, self.look_at(i), (key(seed, "clip", position) >> 10) / 2**53)
+            look = self.look_at(i)
+            sample = decode(name, members, look, (key(seed, "clip", position) >> 10) / 2**53)
             frames, encoded, captions = to_unit(sample.frames.copy()), {}, sample.captions
         if not captions and self.require_captions:
             raise BadSample("the .txt holds no caption", "no caption")
         caption = captions[key(seed, "caption", position) % len(captions)] if captions else ""
-        return Row(name, caption, frames, encoded)
+        mask = mask_of(members, look)
+        return Row(name, caption, frames, encoded, None if mask is None else torch.from_numpy(mask.copy()) / 255)
 
     def note(self, bad: dict[int, BadSample]) -> None:
         self._replaced |= bad

@@ -34,12 +34,14 @@ class Positions(Protocol):
 
 @dataclass
 class Row:
-    """One sample of a batch: frames float32 ``[t c h w]`` in [-1, 1], or encoder outputs by name without batch axis."""
+    """One sample of a batch: frames float32 ``[t c h w]`` in [-1, 1], or encoder outputs by name without batch axis;
+    and a mask float32 ``[h w]`` in [0, 1], where it has one."""
 
     key: str
     caption: str
     frames: Tensor | None
     encoded: dict[str, Tensor]
+    mask: Tensor | None = None
 
 
 class Stream(ABC):
@@ -208,11 +210,21 @@ def _stack(rows: list[Row], positions: list[int]) -> Batch:
     keys, captions = [r.key for r in rows], [r.caption for r in rows]
     clips = [r.frames for r in rows if r.frames is not None]
     _same_shape(keys, {"frames": clips} if clips else {n: [r.encoded.get(n) for r in rows] for n in rows[0].encoded})
+    masks = _masks(keys, [r.mask for r in rows])
     if clips:
-        return Batch(keys, positions, captions, torch.stack(clips))
-    return Batch(
-        keys, positions, captions, None, {n: torch.stack([r.encoded[n] for r in rows]) for n in rows[0].encoded}
-    )
+        return Batch(keys, positions, captions, torch.stack(clips), masks=masks)
+    encoded = {n: torch.stack([r.encoded[n] for r in rows]) for n in rows[0].encoded}
+    return Batch(keys, positions, captions, None, encoded, masks)
+
+
+def _masks(keys: list[str], masks: list[Tensor | None]) -> Tensor | None:
+    """Float32 ``[b h w]``: all counts of a sample without a mask; None where none has one."""
+    given = next((mask for mask in masks if mask is not None), None)
+    if given is None:
+        return None
+    whole = [torch.ones_like(given) if mask is None else mask for mask in masks]
+    _same_shape(keys, {"mask": whole})
+    return torch.stack(whole)
 
 
 def _same_shape(keys: list[str], columns: dict[str, Any]) -> None:

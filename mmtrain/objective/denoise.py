@@ -5,6 +5,7 @@ contrastive term can tie an adapter's conditioning to the embedding of what is s
 `levels.py`'s.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from mmtrain.batch import Batch, Loss
 from mmtrain.errors import UserError
 from mmtrain.objective.contrastive import symmetric
 from mmtrain.objective.levels import LogitNormal, shares
-from mmtrain.objective.places import moving
+from mmtrain.objective.places import mean_of_one, moving, unmasked
 from mmtrain.rng import Rng
 
 ALIGNMENT_LOG_SCALE = 2.66  # ln(1 / 0.07), CLIP's initial temperature, kept fixed here
@@ -38,6 +39,8 @@ class Denoise:
         huber: the error at which the squared loss turns into a straight one (pseudo-Huber); None: squared everywhere.
         motion_weight: of clips, how much more those places count whose latents are no longer the first frame's; 0: all
             count the same (`places.moving`).
+        unmasked_weight: of places that a sample's mask leaves out (`data/mask.py`); 0: nothing is learned there; 1:
+            masks are passed over.
     """
 
     def __init__(
@@ -51,17 +54,19 @@ class Denoise:
         gamma: float = 5.0,
         huber: float | None = None,
         motion_weight: float = 0.0,
+        unmasked_weight: float = 1.0,
     ) -> None:
-        for name, share in (("drop_text", drop_text), ("drop_image", drop_image)):
+        chances = {"drop_text": drop_text, "drop_image": drop_image, "unmasked_weight": unmasked_weight}
+        for name, share in chances.items():
             if not 0 <= share <= 1:
-                raise UserError(f"objective.{name}", str(share), "a chance between 0 and 1", "correct it")
+                raise UserError(f"objective.{name}", str(share), "between 0 and 1", "correct it")
         if gamma <= 0 or (huber is not None and huber <= 0):
             raise UserError("objective", f"gamma {gamma}, huber {huber}", "above 0", "correct it")
         if motion_weight < 0:
             raise UserError("objective.motion_weight", f"{motion_weight:g}", "0 or above", "correct it")
         self.drop_text, self.drop_image, self.alignment = drop_text, drop_image, alignment
         self.levels, self.weighting, self.gamma, self.huber = levels, weighting, gamma, huber
-        self.motion_weight = motion_weight
+        self.motion_weight, self.unmasked_weight = motion_weight, unmasked_weight
 
     def __call__(self, backbone: Any, batch: Batch, rng: Rng) -> Loss:
         encoded = batch.encoded if batch.encoded else backbone.encode(batch.frames)
@@ -72,7 +77,9 @@ class Denoise:
         alpha, sigma = backbone.schedule.signal(level)
         prediction = backbone.predict(schedule.mix(latents, noise, alpha, sigma), level, condition)
         wanted = schedule.target(backbone.schedule.kind, latents, noise, alpha, sigma)
-        per_sample = self.weight(backbone, level) * self.error(prediction - wanted, self.places(backbone, latents))
+        per_sample = self.weight(backbone, level) * self.error(
+            prediction - wanted, self.places(backbone, latents, batch.masks)
+        )
         logs = {"denoise": per_sample.detach().mean(), **shares(per_sample.detach(), alpha, sigma)}
         if self.alignment:
             made, shown = backbone.alignment(condition, encoded)
@@ -95,9 +102,14 @@ class Denoise:
         level: Tensor = backbone.schedule.at(fractions if self.levels is None else self.levels(fractions))
         return level
 
-    def places(self, backbone: Any, latents: Tensor) -> Tensor | None:
+    def places(self, backbone: Any, latents: Tensor, masks: Tensor | None) -> Tensor | None:
         """Weights that broadcast against the latents, of mean one in each sample; None where all places count alike."""
-        return moving(latents, backbone.time_axis, self.motion_weight) if self.motion_weight else None
+        weights = []
+        if self.motion_weight:
+            weights.append(moving(latents, backbone.time_axis, self.motion_weight))
+        if self.unmasked_weight < 1 and masks is not None:
+            weights.append(unmasked(latents, masks, self.unmasked_weight))
+        return mean_of_one(math.prod(weights)) if weights else None  # type: ignore[arg-type]
 
     def error(self, difference: Tensor, places: Tensor | None = None) -> Tensor:
         """Weighted mean over a sample's elements, ``[b]``: squared, or 2c²·(√(1 + (d / c)²) − 1), which is near.

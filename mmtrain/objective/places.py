@@ -4,12 +4,13 @@ Weights broadcast against the latents and have a mean of one over a sample, so t
 """
 
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from mmtrain.errors import UserError
 
 
 def moving(latents: Tensor, axis: int | None, amount: float) -> Tensor:
-    """Weights in proportion to 1 + amount · |z_t − z_0|, the distance meant over channels: more where a clip's clean
+    """1 + amount · |z_t − z_0|, the distance meant over channels: more where a clip's clean
     latents are no longer those of its first frame.
 
     Args:
@@ -18,7 +19,7 @@ def moving(latents: Tensor, axis: int | None, amount: float) -> Tensor:
         amount: 0 weighs all places the same.
 
     Returns:
-        Of the latents' shape, but one channel.
+        Of the latents' shape, but one channel; not yet of mean one.
 
     Raises:
         UserError: latents without frames.
@@ -26,8 +27,24 @@ def moving(latents: Tensor, axis: int | None, amount: float) -> Tensor:
     if axis is None:
         wanted = "a backbone of clips, or 0"
         raise UserError("objective.motion_weight", f"{amount:g} for latents of pictures", wanted, "set it to 0")
-    far = (latents - latents.narrow(axis, 0, 1)).abs().mean(3 - axis, keepdim=True)
-    return mean_of_one(1 + amount * far)
+    return 1 + amount * (latents - latents.narrow(axis, 0, 1)).abs().mean(3 - axis, keepdim=True)
+
+
+def unmasked(latents: Tensor, masks: Tensor, least: float) -> Tensor:
+    """Masks ``[b h w]`` of the frames, brought to the latents' grid by area; ``least`` where they are black.
+
+    Returns:
+        Of the latents' shape, but one channel, and one frame for clips; not yet of mean one.
+
+    Raises:
+        UserError: latents without places.
+    """
+    if latents.ndim < 4:
+        wanted = "a backbone of pictures or clips, or 1"
+        raise UserError("objective.unmasked_weight", f"{least:g} for latents without places", wanted, "set it to 1")
+    grid = interpolate(masks[:, None], size=latents.shape[-2:], mode="area")
+    weights = least + (1 - least) * grid
+    return weights.unsqueeze(2) if latents.ndim == 5 else weights
 
 
 def mean_of_one(weights: Tensor) -> Tensor:
