@@ -60,7 +60,7 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
         return '<div class="verdict"><p>Nothing could be read in any sample.</p></div>'
     off = {arm: sum(r["p_value"] < 0.05 for r in mine) for arm, mine in tested.items()}
     mean = {arm: sum(r["distance"] for r in mine) / max(1, len(mine)) for arm, mine in tested.items()}
-    mark = "better" if mean["adapted"] < mean["base"] else "worse" if mean["adapted"] > mean["base"] else ""
+    mark = "better" if off["adapted"] < off["base"] else "worse" if off["adapted"] > off["base"] else ""
     return (
         f'<div class="verdict {mark}"><p>{off["base"]} of {len(tested["base"])} distributions of the base and '
         f"{off['adapted']} of {len(tested['adapted'])} of the adapted model differ from their target (p &lt; 0.05).</p>"
@@ -73,11 +73,7 @@ def _attribute(
 ) -> str:
     said = " · ".join(
         f"{row['model']}: "
-        + (
-            "nothing read"
-            if row["p_value"] is None
-            else f"distance {row['distance']:.2f}, p = {p_text(row['p_value'])}"
-        )
+        + ("nothing read" if row["p_value"] is None else f"distance {row['distance']:.2f}, {_p(row['p_value'])}")
         + (f", {row['unread']} unread" if row["unread"] else "")
         for row in rows
     )
@@ -99,18 +95,27 @@ def _kind(i: int, name: str, target: float, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         kind = row["kinds"][i]
         if kind["share"] is None:
-            cells += '<td class="n">–</td>'
+            cells += _cell(row["model"], "–")
             continue
         low, high, share = (100 * kind[key] for key in ("low", "high", "share"))
         tracks += (
             f'<div class="track {row["model"]}"><i style="left:{low:.1f}%;width:{high - low:.1f}%"></i>'
             f'<b style="left:{share:.1f}%"></b><span class="wanted" style="left:{100 * target:.1f}%"></span></div>'
         )
-        cells += f'<td class="n">{share:.0f} % <small>{kind["count"]} of {row["n"]}</small></td>'
+        cells += _cell(row["model"], f"{share:.0f} % <small>{kind['count']} of {row['n']}</small>")
     return (
         f'<tr><th scope="row">{escape(name)}</th><td class="bars">{tracks}</td>{cells}'
-        f'<td class="n">{100 * target:.0f} %</td></tr>'
+        f"{_cell('target', f'{100 * target:.0f} %')}</tr>"
     )
+
+
+def _cell(who: str, text: str) -> str:
+    """Where a page is narrow there are no column heads, and a cell says whose it is."""
+    return f'<td class="n value" data-who="{who}">{text}</td>'
+
+
+def _p(p_value: float) -> str:
+    return f"p {p_text(p_value)}" if p_value < 0.001 else f"p = {p_text(p_value)}"
 
 
 def _behind(
@@ -122,13 +127,16 @@ def _behind(
         mine = [s for s in samples if s["prompt"] == row["prompt"] and s["kinds"][attribute] == kind]
         if not mine:
             continue
-        shown = ""
+        shown, count = "", 0
         for sample in mine[:_SHOWN]:
             payload = (folder / sample["file"]).read_bytes()
             room[0] -= len(payload)
-            shown += _shown(sample["file"], payload) if room[0] >= 0 else ""
+            if room[0] >= 0:
+                shown, count = shown + _shown(sample["file"], payload), count + 1
         name = "could not be read" if kind is None else kind
-        text += f'<p class="note">{row["model"]}: {escape(name)}, {len(mine)}</p><div class="behind">{shown}</div>'
+        fewer = "" if count == len(mine) else f", of which {count} are shown"
+        told = f"{row['model']}: {escape(name)}, {len(mine)}{fewer}"
+        text += f'<p class="note">{told}</p><div class="behind">{shown}</div>'
     return text
 
 

@@ -162,4 +162,5 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> Curve:
 
 def _path(x: _Axis, y: _Axis, steps: np.ndarray, values: np.ndarray) -> str:
     points = zip(x.place(steps), 100 - y.place(values), strict=True)
-    return "M" + "L".join(f"{a:.2f} {b:.2f}" for a, b in points)
+    dot = "h0" if len(steps) == 1 else ""  # a line of no length has round ends
+    return "M" + "L".join(f"{a:.2f} {b:.2f}" for a, b in points) + dot

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.evaluate import curves
+from mmtrain.evaluate.cases import OWN
 from mmtrain.evaluate.table import ARMS, Row, between, groups, label, outcome
 
 _OPEN = 12  # prompts of a group that are shown at once; the others unfold
@@ -56,8 +57,9 @@ def _headline(rows: Sequence[Row]) -> str:
         "unclear": f"The adapter makes no clear difference to {what}",
     }[outcome(row)]
     adapted, base = _value(row, "adapted"), _value(row, "base")
+    of = "" if row["group"] == OWN else f" of {escape(row['group'])}"
     values = f"it holds in {adapted} of cases, against {base}" if row["share"] else f"{adapted}, against {base}"
-    return f"{opening}: {values} without the adapter, on {n} prompts of {escape(row['group'])}."
+    return f"{opening}: {values} without the adapter, on {n} prompts{of}."
 
 
 def _group_sentence(rows: Sequence[Row]) -> str:
@@ -94,7 +96,7 @@ def gates(evaluated: Mapping[str, Any]) -> str:
         f"{'to spare' if each['passed'] else 'short'}{'' if each['sure'] else ', not for sure'}</small></td></tr>"
         for each in found
     )
-    said = f"{failed} of {len(found)} failed" if failed else f"All {len(found)} passed"
+    said = f"{failed} of {len(found)} failed" if failed else "Passed" if len(found) == 1 else f"All {len(found)} passed"
     return f'<section><h2>Gates</h2><p>{said}.</p><table class="result"><tbody>{rows}</tbody></table></section>'
 
 

@@ -70,6 +70,9 @@ def render(run: Run, evaluated: dict[str, Any] | None, place: Path | None) -> st
     """The page."""
     manifest, metrics = run.manifest, run.path / "metrics.csv"
     drawn = curves.read(metrics) if metrics.is_file() else {}
+    if (heldout := run.path / "heldout.csv").is_file():
+        named = list(drawn.items())
+        drawn = dict([*named[:1], *((f"{name} held out", c) for name, c in curves.read(heldout).items()), *named[1:]])
     parts = [page.head(manifest, evaluated, max((c[0][-1] for c in drawn.values()), default=None))]
     if evaluated is not None and place is not None:
         shown = aligned_page.parts if "alignment" in evaluated else page.parts

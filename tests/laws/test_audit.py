@@ -113,6 +113,15 @@ def test_the_judge_reads_and_the_page_shows_it(tmp_path: Path):
     text = page(found, tmp_path)
     assert text.count("data:image/png") == 8
     assert "100 %" in text
+    assert text.count('data-who="target"') == text.count('data-who="adapted"') == len(world.COLOURS)
+    table[0]["p_value"], table[1]["p_value"] = 0.0001, 0.5
+    shown = page({**found, "samples": {arm: 13 * samples for arm, samples in seen.items()}}, tmp_path)
+    assert "p &lt;0.001 · adapted" in shown
+    assert "p = 0.5" in shown
+    assert "verdict better" in shown  # one distribution fewer is off its target
+    table[0]["p_value"] = 0.5
+    assert 'class="verdict "' in page(found, tmp_path)
+    assert ", 52, of which 24 are shown" in shown
     assert Judged("motion")(world.render(world.scene(7, "heldout", 0, 0.0), 1)) is None
 
 

@@ -205,6 +205,8 @@ def test_the_page_shows_which_gates_failed_and_by_how_much():
     assert "failed <small>0.3 short" in shown
     assert "passed <small>0.1 to spare, not for sure" in shown
     assert page.gates({"gates": []}) == page.gates({}) == ""
+    assert "<p>Passed.</p>" in page.gates({"gates": [{**each, "passed": True}]})
+    assert "<p>All 2 passed.</p>" in page.gates({"gates": [{**each, "passed": True}] * 2})
 
 
 # curves ---------------------------------------------------------------------------------------------------------------
@@ -239,6 +241,21 @@ def test_a_curve_keeps_its_extremes_and_its_scale():
 @pytest.mark.parametrize("values", [[0.5], [0.0, 0.0, 0.0], [1.0, float("nan"), 2.0], [-1.0, 5.0]])
 def test_any_curve_can_be_drawn(values: list[float]):
     assert "<svg" in curves.figure("x", (np.arange(len(values)) + 1.0, np.array(values)), first=False)
+
+
+def test_a_single_value_is_a_dot_and_more_are_a_line():
+    """SVG draws a path that only moves as nothing."""
+    one = curves.figure("x", (np.array([3.0]), np.array([0.5])), first=False)
+    assert re.search(r'd="M[\d. ]+h0"', one)
+    assert "h0" not in curves.figure("x", (np.array([3.0, 4.0]), np.array([0.5, 0.4])), first=False)
+
+
+def test_the_loss_held_out_stands_behind_the_loss(tmp_path: Path):
+    run = make_run(tmp_path / "runs")
+    (run / "heldout.csv").write_text("step,loss\n50,0.5\n100,0.25\n")
+    text = report(str(run), evaluation=None, out=tmp_path / "page.html").read_text(encoding="utf-8")
+    assert re.findall(r"<figcaption>([^<]+)<", text) == ["loss", "loss held out", "accuracy"]
+    assert "loss held out from 0.5 at step 50 to 0.25 at step 100" in text
 
 
 def test_a_curve_of_nothing_is_none():
