@@ -7,6 +7,7 @@ Sampling itself is `sample/generate.py`.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
@@ -18,7 +19,8 @@ from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Case
-from mmtrain.sample.generate import STEPS, VideoSampler
+from mmtrain.sample.chunks import long_video
+from mmtrain.sample.generate import STEPS, VideoSampler, to_bytes
 from mmtrain.sample.generate import clips as shoot
 from mmtrain.sample.generate import images as draw
 from mmtrain.sample.strength import opened
@@ -55,6 +57,10 @@ class Model(Protocol):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of a clip in pixels."""
+
+    @property
+    def length(self) -> int | None:
+        """Frames of the chunks that longer clips are made of; None for a model that makes none."""
 
     def __call__(
         self, cases: Sequence[Case], images: np.ndarray | None, progress: Callable[[int, int], None]
@@ -105,32 +111,39 @@ def _model(backbone: Any, settings: Settings) -> "Sampled | Told":
 
 
 class Sampled:
-    """A backbone as the sampler drives it."""
+    """A backbone as the sampler drives it; what is longer than its own clips is made in chunks (`sample/chunks.py`)."""
 
     def __init__(self, backbone: Any, settings: Settings) -> None:
         self.sampler, self.settings = VideoSampler(backbone=_placed(backbone)), settings
         side = self.sampler.side
+        self.length = int(self.sampler.pipeline.unet.config.num_frames)
         self.size = (settings.height or side, settings.width or side)
 
     def __call__(
         self, cases: Sequence[Case], images: np.ndarray | None, progress: Callable[[int, int], None]
     ) -> np.ndarray:
-        return self.sampler.video(
-            prompts=[case.prompt for case in cases],
-            images=images,
-            seeds=[case.seed for case in cases],
-            negative_prompt=self.settings.negative_prompt,
-            guidance_scale=self.settings.guidance_scale,
-            num_inference_steps=self.settings.num_inference_steps,
-            num_frames=self.settings.num_frames,
-            height=self.size[0],
-            width=self.size[1],
-            progress=progress,
+        frames = self.settings.num_frames or self.length
+        make = partial(long_video, self.sampler) if frames > self.length else self.sampler.frames
+        return to_bytes(
+            make(
+                prompts=[case.prompt for case in cases],
+                images=images,
+                seeds=[case.seed for case in cases],
+                negative_prompt=self.settings.negative_prompt,
+                guidance_scale=self.settings.guidance_scale,
+                num_inference_steps=self.settings.num_inference_steps,
+                num_frames=frames,
+                height=self.size[0],
+                width=self.size[1],
+                progress=progress,
+            )
         )
 
 
 class Told:
     """A model of text alone, as its vanilla pipeline drives it; a picture is a clip of one frame."""
+
+    length = None
 
     def __init__(self, backbone: Any, settings: Settings) -> None:
         self.backbone, self.settings = _placed(backbone), settings

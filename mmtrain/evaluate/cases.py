@@ -33,6 +33,13 @@ class Prepared(Protocol):
 
 
 @runtime_checkable
+class Chunked(Protocol):
+    """A metric that must know how many frames a chunk of a model's long clips has; None: it makes no long clips."""
+
+    def chunked(self, length: int | None) -> None: ...
+
+
+@runtime_checkable
 class Against(Protocol):
     """A metric that holds a clip uint8 ``[t h w c]`` against the base's of the same case; the base's against itself."""
 

@@ -29,7 +29,7 @@ from mmtrain.errors import UserError
 from mmtrain.evaluate import cases as asked
 from mmtrain.evaluate import table
 from mmtrain.evaluate.arms import WAYS, FirstFrames, Model, Settings, arms, check_ways, usual_ways
-from mmtrain.evaluate.cases import Against, Case, Numbers, OfSet, Prepared
+from mmtrain.evaluate.cases import Against, Case, Chunked, Numbers, OfSet, Prepared
 from mmtrain.evaluate.embedded import EmbeddingMetric
 from mmtrain.evaluate.gates import judged, lines, parse, refuse_silent, told
 from mmtrain.evaluate.outcome import VERSION
@@ -197,6 +197,10 @@ def compare(
     bases: dict[tuple[str, str], np.ndarray] = {}
     holds = any(isinstance(metric, Against) for metric in metrics.values())
     for arm, model in models:
+        each: Any
+        for each in metrics.values():
+            if isinstance(each, Chunked):
+                each.chunked(model.length)
         for way, group in todo:
             progress.now(f"{arm}, way {way}", len(group))
             made = model(group, first_frames(arm, way, group, model.size), progress.within)

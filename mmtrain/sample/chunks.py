@@ -17,6 +17,9 @@ from mmtrain.errors import UserError
 from mmtrain.rng import key
 from mmtrain.sample.generate import Progress, VideoSampler
 
+OVERLAP = 1
+"""Frames that chunks share unless more are asked for: the last is handed over."""
+
 _SMALL = 1e-3  # standard deviation of a channel below which its contrast is left alone
 _FADE = 3  # frames over which a single shared frame's difference from its copy is faded out
 _GAIN = 1.25  # by which contrast is changed at most, up or down
@@ -26,7 +29,7 @@ def long_video(
     sampler: VideoSampler,
     *,
     num_frames: int,
-    overlap: int = 1,
+    overlap: int = OVERLAP,
     seeds: Sequence[int],
     progress: Progress | None = None,
     **asked: Any,

@@ -191,7 +191,7 @@ def test_the_terminals_table_says_what_the_rows_say(capsys: pytest.CaptureFixtur
 class Drawn:
     """A model that draws the asked scene, spoiled in its own way, and notes what it was given."""
 
-    size = (64, 64)
+    size, length = (64, 64), None
 
     def __init__(self, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
         self.spoil, self.given = spoil, []

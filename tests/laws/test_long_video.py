@@ -1,5 +1,6 @@
 """Laws of long video: the wanted length, handed over in floats, no seam, no error that adds up."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,11 +8,25 @@ import numpy as np
 import pytest
 import torch
 
+from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
+from mmtrain.evaluate.arms import Sampled, Settings
+from mmtrain.evaluate.cases import OWN, Case
+from mmtrain.evaluate.seams import Seams
 from mmtrain.sample import chunks
 from mmtrain.sample.chunks import drift, long_video, seams
+from mmtrain.sample.generate import to_bytes
 
 LENGTH, SIDE = 8, 32
+CASE = Case(name="c", group=OWN, prompt="a red circle", seed=3)
+
+
+def settings(num_frames: int | None) -> Settings:
+    return Settings(first_frame="", num_inference_steps=1, num_frames=num_frames)
+
+
+def bytes_of(clip: np.ndarray) -> np.ndarray:
+    return np.round(clip * 255).astype(np.uint8)
 
 
 class Painter:
@@ -77,6 +92,36 @@ def test_a_cut_is_a_seam_and_a_still_clip_has_none():
     assert seams(cut, LENGTH, 1) > 5
     assert seams(np.concatenate([clip, np.roll(clip, LENGTH - 1, 2)[1:]]), LENGTH, 1) == pytest.approx(1, abs=0.05)
     assert seams(clip[:1].repeat(20, 0), LENGTH, 1) == 0
+
+
+def test_an_evaluation_makes_long_clips_as_the_sampler_does(tiny_svd: Path, tiny_clip: Path):
+    model = Sampled(StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip)), settings(5))
+    images, none = np.full((1, 64, 64, 3), 90, np.uint8), lambda done, total: None
+    assert model.length == 3
+    made = model([CASE], images, none)
+    how: dict[str, Any] = {"prompts": [CASE.prompt], "images": images, "negative_prompt": "", "num_inference_steps": 1}
+    wanted = long_video(model.sampler, num_frames=5, seeds=[CASE.seed], **how)
+    assert made.shape == (1, 5, 64, 64, 3)
+    assert np.array_equal(made, to_bytes(wanted))
+    model.settings = settings(None)
+    assert len(model([CASE], images, none)[0]) == 3
+
+
+def test_the_metric_of_seams_looks_where_chunks_meet():
+    clip = Painter(gain=1, offset=0).frames(seeds=[0])[0]
+    on = np.concatenate([clip, np.roll(clip, LENGTH - 1, 2)[1:]])
+    cut = np.concatenate([clip, 1 - clip[1:]])
+    metric = Seams()
+    assert set(metric(bytes_of(cut), CASE).values()) == {None}  # nobody said of what length chunks are
+    metric.chunked(LENGTH)
+    assert set(metric(bytes_of(clip), CASE).values()) == {None}
+    assert metric(bytes_of(on), CASE)["seamless"] is True
+    found = metric(bytes_of(cut), CASE)
+    assert found["seamless"] is False
+    assert found["seam jump"] == seams(bytes_of(cut), LENGTH, 1) > 5
+    assert found["colour drift"] == drift(bytes_of(cut))["colour"]
+    metric.chunked(LENGTH - 2)
+    assert metric(bytes_of(cut), CASE)["seamless"] is True  # the cut lies within a chunk
 
 
 @pytest.mark.parametrize("overlap", [0, LENGTH])
