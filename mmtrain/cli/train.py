@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from mmtrain.cli.arguments import add_verb
+from mmtrain.errors import Stopped, UserError
 
 
 def add(verbs: Any) -> None:
@@ -56,8 +57,8 @@ def _train(args: argparse.Namespace) -> None:
     try:
         _run_hydra(hydra_args, reader, job, str(recipe.CONF), "config")
     except Exception as error:
-        if own or not recipe.is_users(error):
-            raise
+        if own or isinstance(error, UserError | Stopped) or not recipe.is_users(error):
+            raise  # ours: from this process, or brought back from another's
         raise recipe.explain(error) from error
     if own:
         raise own[0]

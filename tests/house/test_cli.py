@@ -163,13 +163,19 @@ def test_train_calls_fit_once_and_leaves_no_folder_of_hydras(fitted: list[Any], 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_sweeps_like_any_hydra_application(fitted: list[Any], tmp_path: Path):
+def test_train_sweeps_like_any_hydra_application(fitted: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "metrics.csv").write_text("step,loss\n1,0.5\n")  # what a sweeper is told of a run
     words = ["-m", "seed=1,2", "logger=local,wandb", "hydra/launcher=basic", "hydra.sweep.dir=swept"]
     assert cli.main(["train", TOY, *words]) == 0
     assert [(cfg.seed, "wandb" in cfg.logger) for cfg, _ in fitted] == [(1, False), (1, True), (2, False), (2, True)]
     assert cli.main(["train", "--multirun", TOY, "seed=range(3)", "hydra.sweep.dir=swept"]) == 0
     assert [cfg.seed for cfg, _ in fitted[4:]] == [0, 1, 2]
+    assert capsys.readouterr().out.splitlines() == ["sweep: swept", "sweep: swept"]
+    found = "name: search\nbest_params:\n  ++optim.lr: 0.5\n  seed: 3\nbest_value: 0.25\n"
+    (tmp_path / "swept" / "optimization_results.yaml").write_text(found)
+    assert cli.main(["train", "-m", TOY, "seed=1", "hydra.sweep.dir=swept"]) == 0
+    told = "best of the sweep: optim.lr=0.5 seed=3, loss 0.25 (swept/optimization_results.yaml)"
+    assert capsys.readouterr().out.splitlines()[-1] == told
 
 
 def test_train_prints_its_config(fitted: list[Any], capsys: pytest.CaptureFixture[str]):
