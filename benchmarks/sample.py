@@ -1,4 +1,4 @@
-"""What sampling costs: inference steps, prompts at once, guidance, compiled networks, and decoding in chunks.
+"""What sampling costs: inference steps, prompts at once, guidance, compiled networks, int8, and decoding in chunks.
 
     make bench-sample
     COMPILE=1 make bench-sample     # torch.compile besides: minutes of compiling, with a C++ compiler
@@ -18,12 +18,17 @@ import torch
 from benchmarks.report import Report
 from benchmarks.rounds import in_turn, rounds_asked
 from mmtrain import config
+from mmtrain.backbone.outline import outlined
 from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.sdxl import StableDiffusionXL
 from mmtrain.backbone.svd import StableVideoDiffusion
+from mmtrain.backbone.wan import Wan
 from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.int8 import hold
 from mmtrain.threads import keep_pages
 from mmtrain.train.measure import measured
 
+SHIPPED = {"sd": StableDiffusion, "svd": StableVideoDiffusion}
 ROUNDS, STEPS, FEW = rounds_asked(3), 16, 4
 PROMPT = "a red circle moving left on black"
 
@@ -43,6 +48,9 @@ def pictures(report: Report, model: StableDiffusion) -> None:
     }
     if os.environ.get("COMPILE") == "1":
         ways[f"{STEPS} steps, one prompt, compiled"] = _compiled(drawn)
+    held = StableDiffusion(path=config.shipped("sd"))
+    hold(held)
+    ways[f"{STEPS} steps, one prompt, network in int8"] = drawn(1, STEPS, held)
     aims = {f"{STEPS} steps, eight prompts at once": 6.0, f"{FEW} steps by latent consistency, one prompt": 3.0}
     report.arms("text → image, 64 px", in_turn(ways, count=ROUNDS), unit="sample", aims=aims)
 
@@ -89,10 +97,31 @@ def decoding(report: Report, model: StableVideoDiffusion) -> None:
     report.table("decoding 8 frames of 64 px", rows)
 
 
+PUBLISHED = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": StableDiffusion,
+    "stabilityai/stable-diffusion-xl-base-1.0": StableDiffusionXL,
+    "stabilityai/stable-video-diffusion-img2vid-xt": StableVideoDiffusion,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": Wan,
+}
+
+
+def eight_bits(report: Report) -> None:
+    """What `--int8` saves of a network: the shipped ones, and published ones by their shapes alone."""
+    rows = []
+    shipped = {f"shipped {name}": kind(path=config.shipped(name)) for name, kind in SHIPPED.items()}
+    with outlined():
+        models = shipped | {path: kind(path=path) for path, kind in PUBLISHED.items()}
+    for name, model in models.items():
+        before, after = hold(model)
+        rows.append({"network": name, "MB, 32 bits": before / 1e6, "MB, int8": after / 1e6, "share": after / before})
+    report.table("a network held in eight bits", rows)
+
+
 def main() -> None:
     keep_pages()
     torch.set_num_threads(1)
     report = Report("sample")
+    eight_bits(report)
     pictures(report, StableDiffusion(path=config.shipped("sd")))
     model = StableVideoDiffusion(path=config.shipped("svd"), text_path=config.shipped("clip"))
     clips(report, VideoSampler(backbone=model))

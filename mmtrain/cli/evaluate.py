@@ -38,6 +38,7 @@ def add(verbs: Any) -> None:
     text = "draws first frames (default: the shipped one); of an artifact, its base draws those of the base"
     evaluate.add_argument("--first-frame", metavar="SD", help=text)
     evaluate.add_argument("--strength", type=finite, default=1.0, help="of the adapters: 0 is the base (default 1)")
+    evaluate.add_argument("--int8", action="store_true", help="hold the adapted model's network in eight bits")
     evaluate.add_argument("--batch", type=positive, default=8, help="clips made at once (default 8)")
     text = "threshold such as `motion >= 0.5`; repeat for more. A failed one makes the exit status 1"
     text += "; without any, its recipe's `gates` count"
@@ -60,7 +61,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         gates = artifact.read(args.artifact).get("gates", [])  # of its recipe; exports of before have none
     if found is not None:
         return _done(_alignment(args, found, gates))
-    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width", "strength")
+    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width", "strength", "int8")
     chosen: dict[str, Any] = {"num_inference_steps": args.steps} if args.steps is not None else {}
     chosen |= {name: vars(args)[name] for name in names}
     settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)

@@ -30,6 +30,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--strength", type=finite, default=1.0, help="of the style: 0 is the base (default 1)")
     text = "a further artifact on the same base, and its strength; repeat for more"
     verb.add_argument("--mix", metavar="ARTIFACT=STRENGTH", type=_weighted, action="append", default=[], help=text)
+    verb.add_argument("--int8", action="store_true", help="hold the network in eight bits: a quarter of the memory")
     verb.add_argument("--height", type=positive, help="pixels (default: the model's)")
     verb.add_argument("--width", type=positive, help="pixels (default: the model's)")
     verb.add_argument("--fps", type=positive, default=25, help="of the file that is written (default 25)")
@@ -53,13 +54,16 @@ def _sample(args: argparse.Namespace) -> None:
 
     names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width", "overlap", "decode_chunk_size")
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
-    options = ("prompts_file", "image", "first_frame", "text", "prior", "seed", "strength", "out")
+    options = ("prompts_file", "image", "first_frame", "text", "prior", "seed", "strength", "int8", "out")
     asked = {name: vars(args)[name] for name in options}
     how = Files(format=args.format, fps=args.fps, repeat=args.repeat, provenance=_provenance(args))
     with bar("steps") as progress:
         given = {"prompts": args.prompt, "mix": dict(args.mix), "files": how, "settings": settings}
         made = sample(args.artifact, **asked, **given, progress=progress)
     print("\n".join(str(path) for path in made.files))
+    if made.held is not None:
+        before, after = (size / 1e6 for size in made.held)
+        print(f"network held in {after:.1f} MB instead of {before:.1f} (--int8)", file=sys.stderr)
     print(made.marks, file=sys.stderr)
 
 

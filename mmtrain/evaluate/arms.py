@@ -23,6 +23,7 @@ from mmtrain.sample.chunks import long_video
 from mmtrain.sample.generate import STEPS, VideoSampler, to_bytes
 from mmtrain.sample.generate import clips as shoot
 from mmtrain.sample.generate import images as draw
+from mmtrain.sample.int8 import hold
 from mmtrain.sample.strength import opened
 from mmtrain.threads import calibrate
 
@@ -39,6 +40,7 @@ class Settings:
         first_frame: folder or hub id of the Stable Diffusion that draws first frames; of an artifact on one, its base
             draws those of the base, and it those of the adapted.
         strength: of the artifact's adapters; at 0 the adapted is the base, bit for bit.
+        int8: whether the adapted model's network is held in eight bits; at strength 0 that alone is compared.
     """
 
     first_frame: str
@@ -49,6 +51,7 @@ class Settings:
     height: int | None = None
     width: int | None = None
     strength: float = 1.0
+    int8: bool = False
 
 
 class Model(Protocol):
@@ -103,7 +106,10 @@ def arms(folder: Path, settings: Settings, cases: Sequence[Case]) -> Iterator[tu
         raise UserError(str(folder), f"its backbone is a {type(base).__name__}", wanted, "evaluate another artifact")
     yield "base", _calibrated(_model(base, settings))
     del base
-    yield "adapted", _model(opened(str(folder), strength=settings.strength)[0], settings)
+    backbone = opened(str(folder), strength=settings.strength)[0]
+    if settings.int8:
+        hold(backbone)
+    yield "adapted", _model(backbone, settings)
 
 
 def _model(backbone: Any, settings: Settings) -> "Sampled | Told":

@@ -50,7 +50,7 @@ def opened(
             total[name] += strong * (weight - plain[name])
     network = merged(backbone.network)
     network.load_state_dict(total)
-    _replace(backbone, network)
+    replace(backbone, network)
     names = " + ".join(f"{strong:g} × {Path(folder).name}" for folder, strong in wanted.items())
     return backbone, {**facts, "strengths": names}
 
@@ -69,7 +69,7 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in network.state_dict().items()}
 
 
-def _replace(backbone: nn.Module, network: nn.Module) -> None:
+def replace(backbone: nn.Module, network: nn.Module) -> None:
     """Put a network in the place of a backbone's own."""
     old = backbone.network
     name = next(name for name, part in backbone.named_modules() if part is old)

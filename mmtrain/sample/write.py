@@ -27,6 +27,7 @@ from mmtrain.sample import watermark
 from mmtrain.sample.chunks import check_overlap, long_video
 from mmtrain.sample.files import Files
 from mmtrain.sample.generate import Progress, VideoSampler, clips, images, to_bytes
+from mmtrain.sample.int8 import hold
 from mmtrain.sample.mp4 import contact_sheet
 from mmtrain.sample.provenance import LABEL
 from mmtrain.sample.strength import opened
@@ -38,10 +39,12 @@ Maker = Callable[[str | None, int, Progress], np.ndarray]
 
 
 class Sampled(NamedTuple):
-    """The files, the sheet last; and how they are marked, in words."""
+    """The files, the sheet last; how they are marked, in words; bytes of a network that was held in eight bits, before
+    and after."""
 
     files: list[Path]
     marks: str
+    held: tuple[int, int] | None = None
 
 
 def sample(
@@ -54,6 +57,7 @@ def sample(
     text: str | None = None,
     strength: float = 1.0,
     mix: Mapping[str, float] | None = None,
+    int8: bool = False,
     prior: str | None = None,
     seed: int = 0,
     out: Path | None = None,
@@ -76,6 +80,7 @@ def sample(
         text: CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion, which has none.
         strength: of the artifact's adapters; 1 is as trained, 0 is the base.
         mix: further artifacts on the same base, each with its strength.
+        int8: hold the network in eight bits (`int8.py`).
         prior: the prior that makes of each prompt the image embedding that a Stable Video Diffusion sees.
         seed: of the first clip; the next ones count on.
         out: folder to write, new or empty. None: ``samples/<time>-<name>``.
@@ -102,14 +107,16 @@ def sample(
         raise UserError("--text", text, f"nothing: {where} names its own text tower", "leave it out")
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     backbone, facts = opened(where, text=text, strength=strength, mix=mix)
+    identity = str(facts["run_id"] or backbone.base["digest"])
+    held = hold(backbone) if int8 else None
     make = _maker(where, backbone, asked, given, picture, first_frame, prior)
     target = out if out is not None else Path("samples") / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(facts['name'])}"
     wanted: list[str | None] = [*asked] or [None]
     told = _counted(progress, len(wanted))
     order = [(prompt, prompt or str(image), seed + i) for i, prompt in enumerate(wanted)]
     made = ((label, number, make(prompt, number, told(i))) for i, (prompt, label, number) in enumerate(order))
-    identity = str(facts["run_id"] or backbone.base["digest"])
-    return _write(made, target, how, identity, facts, given)
+    written = _write(made, target, how, identity, facts, given if held is None else {**given, "int8": True})
+    return written._replace(held=held)
 
 
 def _counted(progress: Progress | None, clips: int) -> Callable[[int], Progress]:
