@@ -26,10 +26,11 @@ class Sample:
 class Batch:
     """Samples stacked for one step.
 
-    ``frames`` are float32 ``[b t c h w]`` in [-1, 1], or None when encoder outputs are read from a cache; ``encoded``
-    holds those, named as the backbone's ``encode`` names them, first axis b. ``positions`` are the samples' places in
-    the run's global order and key every random draw. ``masks``, float32 ``[b h w]`` in [0, 1], say which places of the
-    frames count; None where no sample of the batch brought one.
+    ``frames`` ``[b t c h w]`` are bytes as they were decoded, uint8 in 0 to 255, until `to` has brought them to a
+    device (a quarter of the bytes travels); there they are float32 in [-1, 1]. They are None when encoder outputs are
+    read from a cache; ``encoded`` holds those, named as the backbone's ``encode`` names them, first axis b.
+    ``positions`` are the samples' places in the run's global order and key every random draw. ``masks``, float32
+    ``[b h w]`` in [0, 1], say which places of the frames count; None where no sample of the batch brought one.
     """
 
     keys: list[str]
@@ -50,15 +51,23 @@ class Batch:
         return Batch(self.keys[places], self.positions[places], self.captions[places], frames, encoded, masks)
 
     def to(self, device: torch.device | str) -> "Batch":
+        """On a device, where an objective takes it."""
         frames = None if self.frames is None else self.frames.to(device, non_blocking=True)
+        if frames is not None and frames.dtype == torch.uint8:
+            frames = unit(frames)
         encoded = {name: tensor.to(device, non_blocking=True) for name, tensor in self.encoded.items()}
         masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
         return Batch(self.keys, self.positions, self.captions, frames, encoded, masks)
 
 
+def unit(frames: Tensor) -> Tensor:
+    """Bytes → float32 in [-1, 1], axes and their order in memory as they are."""
+    return frames.float().div_(127.5).sub_(1.0)
+
+
 def to_unit(frames: np.ndarray) -> Tensor:
     """uint8 ``[t h w c]`` → float32 ``[t c h w]`` in [-1, 1]."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return unit(torch.from_numpy(frames).permute(0, 3, 1, 2))
 
 
 def to_bytes(frames: Tensor) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtrain.batch import Sample, to_unit
+from mmtrain.batch import Sample
 from mmtrain.data.buckets import Buckets
 from mmtrain.data.copies import Copies
 from mmtrain.data.decode import MAX_FPS, BadSample, Look, captions_of, decode, decode_encoded
@@ -241,7 +241,8 @@ class Source(Stream):
         else:
             look = self.look_at(i)
             sample = decode(name, members, look, (key(seed, "clip", position) >> 10) / 2**53)
-            frames, encoded, captions = to_unit(sample.frames.copy()), {}, sample.captions
+            frames, encoded = torch.from_numpy(sample.frames.copy()).permute(0, 3, 1, 2), {}
+            captions = sample.captions
         if not captions and self.require_captions:
             raise BadSample("the .txt holds no caption", "no caption")
         caption = captions[key(seed, "caption", position) % len(captions)] if captions else ""

@@ -34,7 +34,7 @@ class Positions(Protocol):
 
 @dataclass
 class Row:
-    """One sample of a batch: frames float32 ``[t c h w]`` in [-1, 1], or encoder outputs by name without batch axis;
+    """One sample of a batch: frames uint8 ``[t c h w]``, or encoder outputs by name without batch axis;
     and a mask float32 ``[h w]`` in [0, 1], where it has one."""
 
     key: str
@@ -206,7 +206,7 @@ class _Batches(Dataset[_Parcel]):
 
 
 def _stack(rows: list[Row], positions: list[int]) -> Batch:
-    """Rows → Batch; frames float32 ``[b t c h w]`` in [-1, 1], encoder outputs as float32 with first axis b."""
+    """Rows → Batch; frames uint8 ``[b t c h w]``, encoder outputs as float32 with first axis b."""
     keys, captions = [r.key for r in rows], [r.caption for r in rows]
     clips = [r.frames for r in rows if r.frames is not None]
     _same_shape(keys, {"frames": clips} if clips else {n: [r.encoded.get(n) for r in rows] for n in rows[0].encoded})

@@ -131,7 +131,7 @@ def _heldout(cfg: DictConfig, schedule: Fit, run: Run) -> HeldOut | None:
 def _choose_threads(schedule: Fit, module: TrainModule, loader: Any) -> int:
     if schedule.threads != "auto":
         return schedule.threads
-    batch = next(iter(loader))
+    batch = next(iter(loader)).to(module.device)
 
     def work() -> None:
         module.mean_loss(batch, torch.Tensor.backward).backward()

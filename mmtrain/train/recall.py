@@ -45,5 +45,5 @@ def fill_memories(backbone: Any, adapters: Mapping[str, Any], source: Stream, se
     """Give each Tip-Adapter of a fresh run the first ``shots`` samples of the run's own order."""
     for adapter in adapters.values():
         if isinstance(adapter, TipAdapter):
-            batch = next(iter(source.loader(seed=seed, batch_size=adapter.shots, steps=1)))
+            batch = next(iter(source.loader(seed=seed, batch_size=adapter.shots, steps=1))).to("cpu")
             adapter.remember(backbone.embed_visual(batch), backbone.embed_text(batch.captions))

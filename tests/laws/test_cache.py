@@ -74,7 +74,7 @@ def test_batches_from_the_cache_are_the_encoded_batches(source: Source, cache: P
         assert pixels.frames is not None
         assert batch.frames is None
         assert (batch.keys, batch.positions, batch.captions) == (pixels.keys, pixels.positions, pixels.captions)
-        direct = encode(pixels.frames)
+        direct = encode(pixels.to("cpu").frames)
         assert set(batch.encoded) == set(direct)
         assert torch.equal(batch.encoded["count"], direct["count"])
         for name in ("latents", "mean"):
@@ -87,7 +87,7 @@ def test_float32_is_kept_exactly(source: Source, tmp_path: Path) -> None:
     pixels = next(iter(source.loader(seed=4, batch_size=5, steps=1)))
     batch = next(iter(stored.loader(seed=4, batch_size=5, steps=1)))
     assert pixels.frames is not None
-    assert torch.equal(batch.encoded["latents"], encode(pixels.frames)["latents"])
+    assert torch.equal(batch.encoded["latents"], encode(pixels.to("cpu").frames)["latents"])
 
 
 def test_denoising_from_the_cache_gives_the_losses_of_the_pixels(
@@ -100,7 +100,7 @@ def test_denoising_from_the_cache_gives_the_losses_of_the_pixels(
     stored = Source(shards=str(cached(pixels, tmp_path / "c", backbone.encode, **how)))
     losses = [
         [
-            Denoise()(backbone, batch, Rng(0, step, batch.positions)).per_sample.detach()
+            Denoise()(backbone, batch.to("cpu"), Rng(0, step, batch.positions)).per_sample.detach()
             for step, batch in enumerate(got)
         ]
         for got in (s.loader(seed=4, batch_size=5, steps=2) for s in (pixels, stored))

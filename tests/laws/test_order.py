@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from mmtrain.batch import Batch
+from mmtrain.batch import Batch, to_unit
 from mmtrain.data.order import Order, permutation
 from mmtrain.data.shards import write_world
 from mmtrain.data.source import Source
@@ -113,6 +114,23 @@ def test_batches_run_over_epochs_without_a_ragged_end(source: Source) -> None:
 def test_seeds_differ(source: Source) -> None:
     first, second = (next(iter(source.loader(seed=s, batch_size=16, steps=1))) for s in (2, 3))
     assert first.keys != second.keys
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bytes_travel_and_are_floats_on_the_device(source: Source, num_workers: int) -> None:
+    """The same bits as if each sample had been made into floats where it was decoded, and in the same order in memory,
+    by which a convolution chooses how it sums."""
+    [batch] = source.loader(seed=2, batch_size=8, steps=1, num_workers=num_workers)
+    assert batch.frames is not None
+    assert batch.frames.dtype == torch.uint8
+    assert batch.frames.shape == (8, 4, 3, 16, 16)
+    wanted = torch.stack([to_unit(clip.permute(0, 2, 3, 1).numpy().copy()) for clip in batch.frames])
+    there = batch.to("cpu")
+    assert there.frames is not None
+    assert torch.equal(there.frames, wanted)
+    assert there.frames.stride() == wanted.stride()
+    assert torch.equal(there.to("cpu").frames, wanted), "once is enough"
+    assert batch.part(slice(2, 4)).to("cpu").frames.equal(wanted[2:4])
 
 
 def test_captions_and_clips_are_drawn_by_position(source: Source) -> None:
