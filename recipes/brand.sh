@@ -22,7 +22,10 @@ fi
 ours=("dataset.folder=$folder" "dataset.shards=$out/shards" "folder=$out/runs")
 
 say "1/7 train: a LoRA on Stable Diffusion, until the loss on the held-out part no longer falls"
-$mmtrain train brand_style "${ours[@]}" "cache=$out/cache"
+# Logo and stripes are settled at much noise, where even levels seldom look: recipes/LOG.md, 2026-11-29.
+$mmtrain train brand_style "${ours[@]}" "cache=$out/cache" optim.lr=3e-3 trainer.steps=800 trainer.precision=bf16-mixed \
+    adapters.style.targets=whole \
+    "objective.levels={_target_:mmtrain.objective.levels.LogitNormal,mean:0.6,deviation:0.8,shift:1.0}"
 style=$(ls -d "$out"/runs/*-brand_style-*/)
 heldout=$(ls -d "$out"/shards/*-heldout-*/)
 
@@ -30,12 +33,12 @@ say "2/7 export"
 $mmtrain export "$style" --to "$out/style"
 
 say "3/7 sample"
-$mmtrain sample "$out/style" --out "$out/samples" --seed 7 --steps 12 \
+$mmtrain sample "$out/style" --out "$out/samples" --seed 7 --steps 12 --guidance-scale 3 \
     --prompt "a red circle on a white background, in zwx style" --prompt "a blue square on black, in zwx style"
 
 say "4/7 evaluate: base against adapted, with the brand's words and without"
 $mmtrain evaluate "$out/style" --metrics "$measured" --count 32 --two-objects 0 --steps 12 --words "$words" --neutral \
-    --reference "$heldout" --out "$out/evaluation"
+    --guidance-scale 3 --reference "$heldout" --out "$out/evaluation"
 
 say "5/7 what strength 0 leaves of it"
 $mmtrain evaluate "$out/style" --metrics forgetting --count 4 --two-objects 0 --steps 6 --strength 0 \

@@ -74,6 +74,10 @@ class LatentDiffusion(Pipelined):
             *("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"),
             *("*.resnets.*.conv1", "*.resnets.*.conv2"),
         ],
+        "whole": [
+            *("*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*", "*.proj_in", "*.proj_out"),
+            *("*.resnets.*.conv*", "*.time_emb_proj", "*samplers.*.conv", "conv_in", "conv_out"),
+        ],
     }
 
     def _latent(self, *, unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, path: str) -> None:
