@@ -38,8 +38,9 @@ class TextFeatures:
 class Memo:
     """Remembers what a frozen text encoder says of each caption.
 
-    Each is read alone, and in 32 bits also where a step is computed in 16: else what is remembered would depend on which
-    others were new, or on who asked first, and a resumed run, which remembers none, would leave the uninterrupted one.
+    Each is read alone, and in 32 bits also where a step is computed in 16: else what is remembered would depend on
+    which others were new, or on who asked first, and a resumed run, which remembers none, would leave the uninterrupted
+    one.
 
     Args:
         read: a caption → tensors without batch axis, the same shapes for every caption.

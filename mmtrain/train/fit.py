@@ -21,7 +21,7 @@ from mmtrain.threads import calibrate
 from mmtrain.train import checkpoint
 from mmtrain.train.encode import stored
 from mmtrain.train.failures import explained
-from mmtrain.train.held import hold
+from mmtrain.train.held import hold, idle, set_aside
 from mmtrain.train.launch import Ranks, is_to_be_started, joined, start
 from mmtrain.train.lighten import compile_network, lighten
 from mmtrain.train.loop import Job, train
@@ -82,6 +82,7 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
             reached = config.build(cfg.align)(backbone, source, cfg.seed)
             voice("aligned: " + ", ".join(f"{name} {value:.3g}" for name, value in reached.items()))
     hold(backbone, schedule)
+    set_aside(backbone, idle(cfg, backbone))
     module = TrainModule(
         backbone=backbone,
         adapters=adapters,

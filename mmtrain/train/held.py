@@ -1,12 +1,15 @@
-"""In how many bits a frozen network is held while a run trains on it, as `trainer.frozen_bits` says."""
+"""How frozen weights are held while a run trains: in how many bits, as `trainer.frozen_bits` says, and which not on the
+device."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
+from mmtrain import config
 from mmtrain.errors import UserError
 from mmtrain.train.schedule import Fit
 
@@ -34,9 +37,25 @@ def hold(backbone: Any, schedule: Fit) -> None:
             layer.weight.data = layer.weight.data.to(KINDS[schedule.precision])
 
 
-def computing(network: nn.Module) -> AbstractContextManager[Any]:
+def idle(cfg: DictConfig, backbone: Any) -> list[str]:
+    """Parts of a backbone that no step asks, since the cache has what they say and nothing is sampled or held out: on
+    an accelerator they are left in the machine's own memory."""
+    objective = config.locate(cfg.objective["_target_"])
+    asked = cfg.get("preview") is not None or cfg.get("heldout") is not None or getattr(objective, "decodes", False)
+    if cfg.get("cache") is None or asked or cfg.trainer.accelerator == "cpu":
+        return []
+    return list(getattr(backbone, "only_encode", ()))
+
+
+def set_aside(backbone: nn.Module, names: list[str]) -> None:
+    """Parts are no longer moved with a backbone; they can be asked as before."""
+    for name in names:
+        backbone.__dict__[name] = backbone._modules.pop(name)
+
+
+def computing(backbone: Any) -> AbstractContextManager[Any]:
     """What a network is asked in outside a step: mixed precision where it is held in 16 bits, else nothing."""
-    kinds = {weight.dtype: weight.device.type for weight in network.parameters()}
+    kinds = {weight.dtype: weight.device.type for weight in backbone.network.parameters()}
     for kind in KINDS.values():
         if kind in kinds:
             return torch.autocast(kinds[kind], kind)

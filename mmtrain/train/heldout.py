@@ -37,7 +37,7 @@ class HeldOut:
         """The mean loss, the same on every rank."""
         share = {"rank": rank, "world_size": world_size}
         loader = self.stream.loader(seed=SEED, batch_size=self.batch_size, steps=self.batches, **share)
-        with evaluating(module.backbone), module.averaged(), computing(module.backbone.network):
+        with evaluating(module.backbone), module.averaged(), computing(module.backbone):
             losses = [self._loss(module, batch) for batch in loader]
         total = torch.stack(losses).double().mean()
         if world_size > 1:

@@ -135,7 +135,7 @@ def _choose_threads(schedule: Fit, module: TrainModule, loader: Any) -> int:
     batch = next(iter(loader)).to(module.device)
 
     def work() -> None:
-        with computing(module.backbone.network):
+        with computing(module.backbone):
             module.mean_loss(batch, torch.Tensor.backward).backward()
         for weight in module.weights.values():
             weight.grad = None

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from mmtrain import config
 from mmtrain.artifact import attached
 from mmtrain.backbone.aligned import Aligned
+from mmtrain.backbone.codec import in_portions
 from mmtrain.backbone.outline import outlined
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 from mmtrain.train import plan_alignment
 from mmtrain.train.devices import SHARES, Device
-from mmtrain.train.held import hold, in_32_bits
+from mmtrain.train.held import hold, idle, in_32_bits
 from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import Tally, measured
 from mmtrain.train.module import named_weights
@@ -169,7 +170,7 @@ def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings
 
 
 def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Parameter]) -> None:
-    held = sum(t.numel() * t.element_size() for t in [*backbone.parameters(), *backbone.buffers()])
+    held = _bytes(backbone)
     inside = {id(w) for w in backbone.parameters()}
     held += sum(w.numel() * w.element_size() for w in weights.values() if id(w) not in inside)
     own = 4 * made.trainable
@@ -180,6 +181,7 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
     if hasattr(backbone, "vae"):
         clips = ENCODED if cfg.get("cache") else made.settings.piece
         made.phases["encode"] = held + _codec(backbone, made.settings, clips, decode=False).peak
+    held -= sum(_bytes(getattr(backbone, name)) for name in idle(cfg, backbone))
     if hasattr(backbone, "example"):
         cost = step(backbone, made.settings)
         made.flops = cost.flops
@@ -187,6 +189,10 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
         if cfg.get("preview") is not None:
             made.phases["preview"] = held + state + _preview(backbone, made.settings, len(cfg.preview.prompts))
     made.phases["save"] = held + state  # files are written from what is there
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
 
 
 def step(backbone: Any, settings: Settings) -> Tally:
@@ -220,7 +226,8 @@ def _codec(backbone: Any, settings: Settings, clips: int, *, decode: bool) -> Ta
     @torch.no_grad()
     def work() -> None:
         if not decode:
-            codec.encode(pixels)
+            for part in [pixels] if over_time else in_portions(pixels):
+                codec.encode(part)
             return
         latents = torch.empty_like(codec.encode(pixels[:1]).latent_dist.mean).expand(len(pixels), *[-1] * 3)
         codec.decode(latents, **({"num_frames": frames} if "Temporal" in type(codec).__name__ else {}))

@@ -17,8 +17,8 @@ class Fit:
         devices, num_nodes: devices of a machine, and machines. Each device has a process of its own.
         strategy: how several share the work: ``ddp`` (weights on each) or ``fsdp`` (weights in pieces on all).
         rank_timeout: seconds in which a rank must answer the others, or all stop.
-        frozen_bits: in which the frozen matrices of a denoiser are held, 32 or 16; 16 goes with a mixed precision, whose steps
-            are the same then, bit for bit, in half the memory for weights.
+        frozen_bits: in which the frozen matrices of a denoiser are held, 32 or 16; 16 goes with a mixed precision,
+            whose steps are the same then, bit for bit, in half the memory for weights.
         clip: norm to which gradients are clipped.
         checkpointing: keep only each block's input, and compute the block again when its gradient is due.
         compile: have torch compile the network; the first step then takes minutes.

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from mmtrain import cli, config
 from mmtrain.artifact import attached
+from mmtrain.backbone import codec
 from mmtrain.data.shards import ShardWriter, encode_webp
 from mmtrain.errors import UserError
 from mmtrain.train import plan as planning
-from mmtrain.train.held import computing, hold
+from mmtrain.train.held import computing, hold, idle, set_aside
 from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import measured
 
@@ -86,10 +87,10 @@ def test_what_is_not_asked_in_a_step_computes_in_16_bits_too(tiny_sd: Path):
     given = torch.zeros_like(latents), level, {name: torch.zeros_like(part) for name, part in condition.items()}
     with pytest.raises(RuntimeError, match="type"):
         backbone.predict(*given)
-    with computing(backbone.network), torch.no_grad():
+    with computing(backbone), torch.no_grad():
         assert backbone.predict(*given).isfinite().all()
     plain, _, _ = step(composed(tiny_sd, "dataset.num_frames=1"))
-    with computing(plain.network):
+    with computing(plain):
         assert not torch.is_autocast_enabled("cpu")
 
 
@@ -138,3 +139,37 @@ def test_a_run_gives_the_same_losses_and_previews_and_holds_out(tiny_sd: Path, t
         assert len(held) == 2
         assert all(np.isfinite(held))
     assert found[0] == found[1]
+
+
+def test_what_only_encodes_is_left_out_where_the_cache_has_it(tiny_svd: Path):
+    words = [*SVD, "trainer.accelerator=auto", "cache=somewhere"]
+    cfg = composed(tiny_svd, *words)
+    backbone, _, work = step(cfg)
+    before, names = work(), idle(cfg, backbone)
+    assert names == ["vae", "image_encoder"]
+    aside = [weight for name in names for weight in getattr(backbone, name).parameters()]
+    held = [*aside, *(buffer for name in names for buffer in getattr(backbone, name).buffers())]
+    size = sum(part.numel() * part.element_size() for part in held)
+    made = planning.plan(cfg)
+    set_aside(backbone, names)
+    assert not {id(weight) for weight in aside} & {id(weight) for weight in backbone.parameters()}
+    assert torch.equal(work(), before)
+    assert backbone.encode(torch.zeros(1, 3, 3, 64, 64))["latents"].isfinite().all()
+    here = planning.plan(composed(tiny_svd, *words, "trainer.accelerator=cpu"))
+    assert here.phases["step"] - made.phases["step"] == size
+    assert here.phases["encode"] == made.phases["encode"]
+    for more in (["cache=null"], ["preview=clips", "preview.prompts=[x]"], ["objective=fair"]):
+        assert idle(composed(tiny_svd, *words, *more), backbone) == []
+    assert idle(composed(tiny_svd, *words, "+dataset@heldout=world_frames", "heldout.shards=x"), backbone) == []
+
+
+def test_many_pixels_are_encoded_in_portions(monkeypatch: pytest.MonkeyPatch, tiny_sd: Path):
+    backbone = config.build(composed(tiny_sd).backbone)
+    frames = torch.rand(2, 3, 3, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = codec.encode_clip(backbone.vae, frames)
+    monkeypatch.setattr(codec, "AT_ONCE", 4 * 16 * 32)
+    assert [len(part) for part in codec.in_portions(frames.flatten(0, 1))] == [4, 2]
+    for name, part in codec.encode_clip(backbone.vae, frames).items():
+        torch.testing.assert_close(part, whole[name])
+    monkeypatch.setattr(codec, "AT_ONCE", 1)
+    assert len(codec.in_portions(frames.flatten(0, 1))) == 6
