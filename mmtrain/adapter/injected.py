@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Self
 
 from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -65,6 +66,10 @@ class Injected(nn.Module, ABC):
             if isinstance(layer, BaseTunerLayer):
                 own = [slot for slot in network.peft_config if slot in _slots(layer)]
                 layer.set_adapter(own)  # peft leaves only the first of several switched on
+                if isinstance(layer, LoraLayer):
+                    # In mixed precision peft would widen the input for each adapter, and autocast narrow it again: the
+                    # same numbers (save for DoRA), but a copy for the backward pass where layers could share one.
+                    layer.cast_input_dtype_enabled = any(layer.use_dora.values())
         for weight in self.named_weights().values():
             weight.requires_grad_(True)
 
@@ -139,8 +144,10 @@ def _slots(layer: BaseTunerLayer) -> set[str]:
 
 def merged(network: nn.Module) -> Any:
     """A copy of a network with its injected layers folded into the weights they stand on; nothing of peft is left, and
-    learned words are rows of a plain table."""
+    learned words are rows of a plain table. It is in 32 bits, however the network is held."""
     plain: Any = copy.deepcopy(network)
+    for weight in plain.parameters():
+        weight.data = weight.data.float()
     for name, layer in list(plain.named_modules()):
         if isinstance(layer, Learned):
             table = layer.plain()

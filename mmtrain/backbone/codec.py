@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from mmtrain.backbone.weights import copy_as, digest, freeze, load, write_manifest
 from mmtrain.errors import UserError
 
+AT_ONCE = 2**22
+"""Pixels that a codec encodes at once: sixteen frames of 512 × 512."""
+
 
 class Codec(nn.Module, ABC):
     """What every codec has, whatever its latents are; a family adds `encode`, which is cached, and `reconstruct`."""
@@ -137,11 +140,17 @@ def encode_clip(model: Any, frames: Tensor) -> dict[str, Tensor]:
     """
     refuse_uneven(frames, factor(model))
     b, t = frames.shape[:2]
-    posterior = model.encode(frames.flatten(0, 1)).latent_dist
+    found = [model.encode(part).latent_dist for part in in_portions(frames.flatten(0, 1))]
     return {
-        "latents": posterior.mean.unflatten(0, (b, t)),
-        "latents_std": posterior.std.unflatten(0, (b, t)),
+        "latents": torch.cat([posterior.mean for posterior in found]).unflatten(0, (b, t)),
+        "latents_std": torch.cat([posterior.std for posterior in found]).unflatten(0, (b, t)),
     }
+
+
+def in_portions(frames: Tensor) -> tuple[Tensor, ...]:
+    """Frames ``[n c h w]`` in as many portions as memory wants: a codec's own memory grows with the pixels it sees."""
+    height, width = frames.shape[-2:]
+    return frames.split(max(1, AT_ONCE // (height * width)))
 
 
 def fresh(*, channels: list[int], latent_channels: int, layers: int, groups: int, side: int) -> KLCodec:

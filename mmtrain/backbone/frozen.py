@@ -47,14 +47,19 @@ def _convolve(layer: Any, x: Tensor) -> Tensor:
     trained = layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad)
     if trained or not x.requires_grad or not torch.is_grad_enabled():
         return super(type(layer), layer).forward(x)
-    weight, bias = layer.weight, layer.bias
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+    x, weight, bias = lowered(x, layer.weight, layer.bias)
     how = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
     found: Tensor = _InputGradient.apply(x, weight, bias, how)
     return found
+
+
+def lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As mixed precision has them, if it is at work."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x, weight, bias
+    kind = torch.get_autocast_dtype(device)
+    return x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
 
 
 class Conv1d(nn.Conv1d):

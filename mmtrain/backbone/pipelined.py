@@ -25,12 +25,14 @@ class Pipelined(nn.Module, ABC):
     Attributes:
         pipeline_class: the vanilla class that opens its folder.
         digested: attributes that hold its weights, in the order in which its digest takes them.
+        only_encode: those of them that nothing but `encode` and sampling asks.
         path: hub id or folder that it came from, or ``fresh``.
         time_axis: of the latents that it draws, along which a clip's frames lie; None: it has none.
     """
 
     pipeline_class: str
     digested: ClassVar[tuple[str, ...]]
+    only_encode: ClassVar[tuple[str, ...]] = ()
     path: str
     time_axis: ClassVar[int | None] = None
 
@@ -64,6 +66,7 @@ class LatentDiffusion(Pipelined):
     """
 
     digested: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder")
+    only_encode: ClassVar[tuple[str, ...]] = ("vae",)
 
     presets: ClassVar[dict[str, list[str]]] = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],

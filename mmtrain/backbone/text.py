@@ -38,8 +38,9 @@ class TextFeatures:
 class Memo:
     """Remembers what a frozen text encoder says of each caption.
 
-    Each is read alone: in a batch its last bits would depend on which others were new, and a resumed run, which
-    remembers none, would leave the uninterrupted one.
+    Each is read alone, and in 32 bits also where a step is computed in 16: else what is remembered would depend on
+    which others were new, or on who asked first, and a resumed run, which remembers none, would leave the uninterrupted
+    one.
 
     Args:
         read: a caption → tensors without batch axis, the same shapes for every caption.
@@ -55,9 +56,11 @@ class Memo:
         """What ``read`` gives, stacked over captions."""
         if len(self.known) > self.limit:
             self.known.clear()
-        for caption in dict.fromkeys(captions):
-            if caption not in self.known:
-                self.known[caption] = tuple(part.cpu() for part in self.read(caption))
+        kind = torch.device(device).type
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
+            for caption in dict.fromkeys(captions):
+                if caption not in self.known:
+                    self.known[caption] = tuple(part.cpu() for part in self.read(caption))
         columns = zip(*(self.known[caption] for caption in captions), strict=True)
         return [torch.stack(column).to(device) for column in columns]
 

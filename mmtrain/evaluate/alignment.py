@@ -25,7 +25,6 @@ from mmtrain.run.checkpoints import newest
 
 METRICS = ("retrieval", "zero_shot_world", "linear_probe_world")
 COUNT = 64
-WAY = "pairs"
 _SHOWN = 7  # decimals of a similarity that are kept: fewer make ties that the ranks of the table have not
 
 
@@ -94,7 +93,7 @@ def evaluate(
             "seconds": round(time.perf_counter() - started, 1),
             "seed": seed,
             "prompts_from": prompts_from,
-            "ways": [WAY],
+            "ways": [table.PAIRS],
             "metrics": list(metrics),
             "settings": {"pairs": len(items), "passed over": passed},
             **circumstances(),
@@ -123,13 +122,13 @@ def tabled(
         for group in numbers["base"]:
             for i, item in enumerate(items):
                 arms = {name: {"numbers": found[group][i]} for name, found in numbers.items()}
-                asked.append({"way": WAY, "group": group, "name": item.name, "prompt": item.caption, **arms})
+                asked.append({"way": table.PAIRS, "group": group, "name": item.name, "prompt": item.caption, **arms})
     rows = table.aggregate(asked, seed=seed)
     for way, turned in zip(DIRECTIONS, (False, True), strict=True):
         before, after = (ranks((e.visual @ e.text.T) if turned else (e.text @ e.visual.T)) for e in seen.values())
         places = [i for i, row in enumerate(rows) if row["group"] == way]
         if places:
-            rows.insert(places[-1] + 1, median_row(WAY, way, before, after, seed))
+            rows.insert(places[-1] + 1, median_row(table.PAIRS, way, before, after, seed))
     return asked, rows
 
 

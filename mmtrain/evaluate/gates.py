@@ -139,7 +139,7 @@ def lines(passages: Sequence[Mapping[str, Any]]) -> list[str]:
     made = []
     for each in passages:
         word = "passed" if each["passed"] else "FAILED"
-        doubt = "" if each["sure"] else "; its interval holds the limit, so more prompts may turn it"
+        doubt = "" if each["sure"] else "; its interval holds the limit, so asking more may turn it"
         by = f"{abs(each['margin']):.3g} {'to spare' if each['passed'] else 'short'}"
         made.append(f"{word}  {each['gate']}  ({each['group']}, way {each['way']}: {each['value']:.3g}, {by}{doubt})")
     return made

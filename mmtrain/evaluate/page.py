@@ -8,7 +8,7 @@ from typing import Any
 
 from mmtrain.evaluate import curves
 from mmtrain.evaluate.cases import OWN
-from mmtrain.evaluate.table import ARMS, Row, between, groups, label, outcome
+from mmtrain.evaluate.table import ARMS, Row, between, counted, groups, label, outcome
 
 _OPEN = 12  # prompts of a group that are shown at once; the others unfold
 _ROOM = 24_000_000  # bytes of clips on a page
@@ -122,7 +122,7 @@ def result_table(way: str, group: str, rows: Sequence[Row]) -> str:
     heads += '<th scope="col" class="n change">difference<small></small></th>'
     body = "".join(_row(row, most) for row in rows)
     return (
-        f"<h3>{escape(group.capitalize())} <small class='note'>{most} prompts</small></h3>"
+        f"<h3>{escape(group.capitalize())} <small class='note'>{counted(way, most)}</small></h3>"
         f'<table class="result"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
     )
 

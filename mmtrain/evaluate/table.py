@@ -16,6 +16,9 @@ from mmtrain.evaluate.intervals import Interval, bootstrap, paired, wilson
 
 ARMS = ("base", "adapted")
 SIDES = (*ARMS, "difference")
+PAIRS = "pairs"
+"""The way of an alignment, which is asked pairs and not prompts."""
+
 Row = dict[str, Any]
 _EDGE = 5  # a share with fewer trues or falses than this has Wilson's interval
 
@@ -99,6 +102,11 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     return found
 
 
+def counted(way: str, count: int) -> str:
+    """How many were asked, in words."""
+    return f"{count} {'pairs' if way == PAIRS else 'prompts'}"
+
+
 def label(row: Row, most: int) -> str:
     """A number's name, with how many clips it was told of where that is not ``most``."""
     n = row["base"]["n"]
@@ -110,7 +118,8 @@ def for_terminal(rows: Iterable[Row]) -> list[Table]:
     tables = []
     for (way, group), mine in groups(rows).items():
         most = max(row["base"]["n"] for row in mine)
-        title = f"{group} · way {way} · {most} prompts · mean [95 % interval], shares in %"
+        of = counted(way, most) if way == PAIRS else f"way {way} · {counted(way, most)}"
+        title = f"{group} · {of} · mean [95 % interval], shares in %"
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("", no_wrap=True, min_width=20)
         for name in (*SIDES, "p"):

@@ -27,7 +27,12 @@ class Fair(nn.Module):
         shares: of each class that is wanted; None: all the same.
         weight: of the divergence.
         level: share of the schedule at which the clean estimate is taken, between 0 (clean) and 1 (noise).
+
+    Attributes:
+        decodes: a step asks the codec.
     """
+
+    decodes = True
 
     def __init__(
         self,

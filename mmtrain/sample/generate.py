@@ -337,8 +337,9 @@ def _given(images: np.ndarray | None, blank: tuple[int, ...]) -> Any:
 
 
 def folded(network: Any) -> Any:
-    """A copy with its LoRA layers folded in, as an export has them; the network itself where there are none."""
-    return merged(network).eval() if hasattr(network, "peft_config") else network
+    """A copy in 32 bits with its LoRA layers folded in, as an export has them; the network itself where it is such."""
+    is_plain = all(weight.dtype == torch.float32 for weight in network.parameters())
+    return network if is_plain and not hasattr(network, "peft_config") else merged(network).eval()
 
 
 @contextmanager

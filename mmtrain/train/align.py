@@ -69,7 +69,7 @@ class Align:
         with torch.no_grad():
             bridge.usual.copy_(bridge.direction(text).mean(0))
             hits = (F.normalize(shown, dim=-1) @ said.T).argmax(1) == torch.arange(len(chosen))
-        return {"loss": float(loss), "recall@1": float(hits.float().mean())}
+        return {"loss": float(loss.detach()), "recall@1": float(hits.float().mean())}
 
     def _clips(self, source: Stream, seed: int) -> tuple[dict[str, Tensor], list[str]]:
         """First, middle and last latents of clips, and a caption of each."""

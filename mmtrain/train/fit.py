@@ -21,6 +21,7 @@ from mmtrain.threads import calibrate
 from mmtrain.train import checkpoint
 from mmtrain.train.encode import stored
 from mmtrain.train.failures import explained
+from mmtrain.train.held import hold, idle, set_aside
 from mmtrain.train.launch import Ranks, is_to_be_started, joined, start
 from mmtrain.train.lighten import compile_network, lighten
 from mmtrain.train.loop import Job, train
@@ -80,6 +81,8 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
         if cfg.align is not None:
             reached = config.build(cfg.align)(backbone, source, cfg.seed)
             voice("aligned: " + ", ".join(f"{name} {value:.3g}" for name, value in reached.items()))
+    hold(backbone, schedule)
+    set_aside(backbone, idle(cfg, backbone))
     module = TrainModule(
         backbone=backbone,
         adapters=adapters,

@@ -11,6 +11,7 @@ from mmtrain.data.stream import Stream
 from mmtrain.objective.denoise import held_out
 from mmtrain.rng import Rng
 from mmtrain.sample.generate import evaluating
+from mmtrain.train.held import computing
 from mmtrain.train.module import TrainModule
 
 SEED = 0
@@ -36,7 +37,7 @@ class HeldOut:
         """The mean loss, the same on every rank."""
         share = {"rank": rank, "world_size": world_size}
         loader = self.stream.loader(seed=SEED, batch_size=self.batch_size, steps=self.batches, **share)
-        with evaluating(module.backbone), module.averaged():
+        with evaluating(module.backbone), module.averaged(), computing(module.backbone):
             losses = [self._loss(module, batch) for batch in loader]
         total = torch.stack(losses).double().mean()
         if world_size > 1:

@@ -14,6 +14,7 @@ from mmtrain.data.stream import Stream
 from mmtrain.run import Run
 from mmtrain.threads import calibrate
 from mmtrain.train.callbacks import Checkpoints, Log, Marks, Shown
+from mmtrain.train.held import computing
 from mmtrain.train.heldout import HeldOut
 from mmtrain.train.launch import Ranks
 from mmtrain.train.lean import NoProfiler, Together
@@ -134,7 +135,8 @@ def _choose_threads(schedule: Fit, module: TrainModule, loader: Any) -> int:
     batch = next(iter(loader)).to(module.device)
 
     def work() -> None:
-        module.mean_loss(batch, torch.Tensor.backward).backward()
+        with computing(module.backbone):
+            module.mean_loss(batch, torch.Tensor.backward).backward()
         for weight in module.weights.values():
             weight.grad = None
 

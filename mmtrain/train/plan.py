@@ -5,6 +5,7 @@ no weight is needed. What is known of time is a range, by the device's data shee
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,17 @@ from torch import Tensor, nn
 from mmtrain import config
 from mmtrain.artifact import attached
 from mmtrain.backbone.aligned import Aligned
+from mmtrain.backbone.codec import in_portions
 from mmtrain.backbone.outline import outlined
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 from mmtrain.train import plan_alignment
 from mmtrain.train.devices import SHARES, Device
+from mmtrain.train.held import hold, idle, in_32_bits
 from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import Tally, measured
 from mmtrain.train.module import named_weights
+from mmtrain.train.schedule import Fit
 
 ENCODED = 8  # clips that are encoded at once (`train/fit.py`)
 SPARE = 0.94  # of a device's memory, what is left when its own libraries have taken theirs
@@ -102,7 +106,9 @@ def plan(cfg: DictConfig) -> Plan:
         UserError: a resolution, a number of frames or a target that the model cannot take, before anything is loaded.
     """
     backbone, weights = outline(cfg)
-    lighten(backbone, config.build(cfg.trainer))
+    schedule: Fit = config.build(cfg.trainer)
+    lighten(backbone, schedule)
+    hold(backbone, schedule)
     source = _source(cfg)
     settings = _settings(cfg, backbone, source)
     trainable = sum(w.numel() for w in weights.values())
@@ -164,7 +170,7 @@ def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings
 
 
 def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Parameter]) -> None:
-    held = sum(t.numel() * t.element_size() for t in [*backbone.parameters(), *backbone.buffers()])
+    held = _bytes(backbone)
     inside = {id(w) for w in backbone.parameters()}
     held += sum(w.numel() * w.element_size() for w in weights.values() if id(w) not in inside)
     own = 4 * made.trainable
@@ -175,6 +181,7 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
     if hasattr(backbone, "vae"):
         clips = ENCODED if cfg.get("cache") else made.settings.piece
         made.phases["encode"] = held + _codec(backbone, made.settings, clips, decode=False).peak
+    held -= sum(_bytes(getattr(backbone, name)) for name in idle(cfg, backbone))
     if hasattr(backbone, "example"):
         cost = step(backbone, made.settings)
         made.flops = cost.flops
@@ -184,40 +191,29 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
     made.phases["save"] = held + state  # files are written from what is there
 
 
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+
+
 def step(backbone: Any, settings: Settings) -> Tally:
-    """What one training step costs beyond what is held: activations, gradients, operations.
+    """What one training step costs beyond what is held: activations, gradients, operations; in mixed precision also
+    the copies that it makes of weights.
 
     From the second piece on the gradients of those before are held too: two are done, and stand for all.
     """
-    network = backbone.network
-    kind = torch.bfloat16 if settings.sixteen else torch.float32
-    before = {name: w.dtype for name, w in network.named_parameters()}
-    network.to(kind)
-
-    def piece() -> None:
-        latents, level, condition = backbone.example(settings.piece, settings.frames, settings.height, settings.width)
-        latents, condition = latents.to(kind), {n: _cast(t, kind) for n, t in condition.items()}
-        error = backbone.predict(latents, level, condition) - torch.empty_like(latents)
-        torch.autograd.backward(error.square().flatten(1).mean(1).mean())
-
     done = min(settings.pieces, 2)
 
     def work() -> None:
         for _ in range(done):
-            piece()
+            given = backbone.example(settings.piece, settings.frames, settings.height, settings.width)
+            with plan_alignment.mixed() if settings.sixteen else nullcontext():
+                error = backbone.predict(*given) - torch.empty_like(given[0])
+                torch.autograd.backward(error.square().flatten(1).mean(1).mean())
 
     cost = measured(work, outline=True)
     cost.flops = cost.flops * settings.batch_size // (done * settings.piece)
-    if settings.sixteen:  # a mixed-precision run keeps gradients in the weights' own 32 bits
-        cost.peak += sum(2 * w.numel() for w in network.parameters() if w.requires_grad)
-    network.zero_grad()
-    if before:
-        network.to(torch.float32)
+    backbone.network.zero_grad()
     return cost
-
-
-def _cast(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    return tensor.to(kind) if tensor.is_floating_point() else tensor
 
 
 def _codec(backbone: Any, settings: Settings, clips: int, *, decode: bool) -> Tally:
@@ -230,7 +226,8 @@ def _codec(backbone: Any, settings: Settings, clips: int, *, decode: bool) -> Ta
     @torch.no_grad()
     def work() -> None:
         if not decode:
-            codec.encode(pixels)
+            for part in [pixels] if over_time else in_portions(pixels):
+                codec.encode(part)
             return
         latents = torch.empty_like(codec.encode(pixels[:1]).latent_dist.mean).expand(len(pixels), *[-1] * 3)
         codec.decode(latents, **({"num_frames": frames} if "Temporal" in type(codec).__name__ else {}))
@@ -249,7 +246,7 @@ def _decoded_over_time(codec: Any, pixels: Tensor) -> Tally:
 def _preview(backbone: Any, settings: Settings, prompts: int) -> int:
     """Bytes of sampling some prompts at once with guidance: a folded copy of the network, then the worse of a step of
     twice that many samples and of decoding them."""
-    network = sum(w.numel() * w.element_size() for w in backbone.network.parameters())
+    network = sum(4 * w.numel() for w in backbone.network.parameters())
 
     @torch.no_grad()
     def work() -> None:
@@ -257,7 +254,8 @@ def _preview(backbone: Any, settings: Settings, prompts: int) -> int:
         backbone.predict(*given)
 
     decoding = _codec(backbone, settings, prompts, decode=True).peak if hasattr(backbone, "vae") else 0
-    return network + max(measured(work, outline=True).peak, decoding)
+    with in_32_bits(backbone.network):
+        return network + max(measured(work, outline=True).peak, decoding)
 
 
 # disk and words -------------------------------------------------------------------------------------------------------
@@ -277,7 +275,9 @@ def what_fits(cfg: DictConfig, made: Plan, device: Device) -> Settings | None:
     if made.phases.get("step", 0) <= room or made.phases["load"] > room:
         return None
     backbone, _ = outline(cfg)
-    lighten(backbone, config.build(cfg.trainer))
+    schedule: Fit = config.build(cfg.trainer)
+    lighten(backbone, schedule)
+    hold(backbone, schedule)
     if isinstance(backbone, Aligned):
         cost = partial(plan_alignment.step, cfg, backbone)
     else:
@@ -329,9 +329,10 @@ def words(made: Plan, device: Device, fit: Settings | None = None) -> list[str]:
 
 def _advice(asked: Settings, fit: Settings | None, over: list[str]) -> str:
     if "load" in over:
-        return "the weights alone do not fit: choose a larger device"
+        return "the weights alone do not fit: choose a larger device, or for a denoiser trainer.frozen_bits=16"
     if fit is None:
-        return "neither pieces nor precision makes it fit: try trainer.checkpointing=true, or a larger device"
+        more = "trainer.checkpointing=true, trainer.frozen_bits=16 with mixed precision"
+        return f"neither pieces nor precision makes it fit: try {more}, or a larger device"
     changed: dict[str, str] = {}
     if fit.pieces != asked.pieces:
         changed["trainer.accumulate"] = str(fit.pieces)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmtrain import config
+from mmtrain.backbone import frozen
 from mmtrain.backbone.aligned import AT_ONCE as CAPTIONS_AT_ONCE
 from mmtrain.backbone.aligned import FEATURES, Aligned
 from mmtrain.batch import Batch
@@ -92,6 +93,7 @@ def mixed() -> Iterator[None]:
     The copy of a weight lives as long as its product's gradient is due, as it does in a run.
     """
     own = [getattr(place, name) for place, name in MULTIPLIED]
+    convolved = frozen.lowered
 
     def lowered(product: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -101,9 +103,11 @@ def mixed() -> Iterator[None]:
 
     for (place, name), product in zip(MULTIPLIED, own, strict=True):
         setattr(place, name, lowered(product))
+    frozen.lowered = lambda *args: tuple(map(_low, args))
     try:
         yield
     finally:
+        frozen.lowered = convolved
         for (place, name), product in zip(MULTIPLIED, own, strict=True):
             setattr(place, name, product)
 

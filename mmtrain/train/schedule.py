@@ -17,6 +17,8 @@ class Fit:
         devices, num_nodes: devices of a machine, and machines. Each device has a process of its own.
         strategy: how several share the work: ``ddp`` (weights on each) or ``fsdp`` (weights in pieces on all).
         rank_timeout: seconds in which a rank must answer the others, or all stop.
+        frozen_bits: in which the frozen matrices of a denoiser are held, 32 or 16; 16 goes with a mixed precision,
+            whose steps are the same then, bit for bit, in half the memory for weights.
         clip: norm to which gradients are clipped.
         checkpointing: keep only each block's input, and compute the block again when its gradient is due.
         compile: have torch compile the network; the first step then takes minutes.
@@ -44,6 +46,7 @@ class Fit:
         strategy: Literal["ddp", "fsdp"] = "ddp",
         rank_timeout: float = 120.0,
         precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+        frozen_bits: Literal[32, 16] = 32,
         clip: float = 1.0,
         checkpointing: bool = False,
         compile: bool = False,
@@ -66,7 +69,11 @@ class Fit:
         if patience is not None and (patience < 1 or best is None):
             came = f"{patience} beside best {best}"
             raise UserError("trainer.patience", came, "at least 1, and a best", "set trainer.best, or patience=null")
-        self.patience = patience
+        if frozen_bits == 16 and (precision == "32-true" or strategy == "fsdp"):
+            came = f"16 beside precision {precision}, strategy {strategy}"
+            fix = "set trainer.precision=bf16-mixed, or trainer.frozen_bits=32"
+            raise UserError("trainer.frozen_bits", came, "a mixed precision, and no fsdp", fix)
+        self.patience, self.frozen_bits = patience, frozen_bits
         self.steps, self.batch_size, self.threads, self.num_workers = steps, batch_size, threads, num_workers
         self.accelerator, self.devices, self.strategy, self.precision = accelerator, devices, strategy, precision
         self.clip, self.ema, self.accumulate = clip, ema, accumulate

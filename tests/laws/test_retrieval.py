@@ -7,7 +7,7 @@ import pytest
 
 from mmtrain.data.shards import write_world
 from mmtrain.errors import UserError
-from mmtrain.evaluate import pairs
+from mmtrain.evaluate import aligned_page, page, pairs, table
 from mmtrain.evaluate.alignment import tabled
 from mmtrain.evaluate.embedded import Embedded, Item, shape_of_space
 from mmtrain.evaluate.linear_probe import LinearProbe, fitted
@@ -137,3 +137,14 @@ def test_the_table_holds_shares_in_both_directions_and_the_median_rank():
     assert rows[0]["adapted"]["mean"] == 1.0
     assert rows[3]["adapted"]["mean"] == 1.0
     assert rows[0]["p_value"] < 0.01
+
+
+def test_a_table_of_pairs_says_pairs_and_one_of_clips_says_prompts():
+    text = np.random.default_rng(3).normal(size=(20, 4))
+    arms = {"base": seen(text, -text), "adapted": seen(text, text)}
+    _, rows = tabled(arms, [metric("retrieval", of_embeddings=True)], arms["base"].items, seed=0)
+    shown = [aligned_page.results({"table": rows}), *(str(each.title) for each in table.for_terminal(rows))]
+    assert all("20 pairs" in each and "prompts" not in each for each in shown)
+    of_clips = page.results({"table": [{**row, "way": "sd"} for row in rows], "ways": ["sd"]})
+    assert "20 prompts" in of_clips
+    assert "pairs" not in of_clips
