@@ -36,7 +36,7 @@ lint: $(STAMP) ## ruff, mypy and the rule that imports go down only
 	@$(VENV)/bin/mypy --no-error-summary
 	@$(VENV)/bin/lint-imports --no-cache > $(VENV)/lint-imports.txt 2>&1 || { cat $(VENV)/lint-imports.txt; exit 1; }
 
-backbones: $(STAMP) ## train the shipped tiny backbones again (three hours on one core; recipes/LOG.md)
+backbones: $(STAMP) ## train the shipped tiny backbones again (hours on one core; recipes/LOG.md)
 	@bash recipes/backbones.sh $(VENV)/bin/mmtrain
 
 bench: bench-start bench-step bench-sample bench-scale bench-data bench-align bench-gpu ## all of the following; tables, and JSON in runs/bench

@@ -30,5 +30,6 @@ backbone "$runs/svd" pretrain_svd svd "backbone.codec=$runs/codec_temporal" "bac
 # Both go on from there with larger batches. With trainer.precision=bf16-mixed a CPU that multiplies 16-bit tiles (AMX)
 # does it in half the time; any other is far slower so.
 backbone "$out/sd" pretrain_sd sd_further backbone=sd "backbone.path=$runs/sd" trainer.batch_size=64 trainer.steps=2800
-backbone "$out/svd" pretrain_svd svd_further backbone=svd "backbone.path=$runs/svd" trainer.batch_size=16 trainer.steps=3200
+backbone "$out/svd" pretrain_svd svd_further backbone=svd "backbone.path=$runs/svd" trainer.batch_size=16 trainer.steps=6000 \
+    optim.lr=1e-3 objective.drop_image=0.1 backbone.sigma_mean=1.2 backbone.sigma_std=1.3
 echo "backbones: $out"
