@@ -8,7 +8,8 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _LARGE = 1 << 30
@@ -57,6 +58,19 @@ def calibrate(work: Callable[[], object]) -> int:
         count *= 2
     torch.set_num_threads(best)
     return best
+
+
+@contextmanager
+def as_many_as_pay(work: Callable[[], object]) -> Iterator[int]:
+    """The thread count of `calibrate` while it lasts, then the one before: for work that one of several processes does
+    alone, before each of them has to be content with its share of the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield calibrate(work)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -1,6 +1,8 @@
 """From a checked config to a finished run: data, backbone, adapters, cache, training. The order is: what is cheap to
 get wrong comes first."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from mmtrain.data.mixture import Mixture
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 from mmtrain.run import Run, checkpoints, resolved
-from mmtrain.threads import calibrate
+from mmtrain.threads import as_many_as_pay
 from mmtrain.train import checkpoint
 from mmtrain.train.encode import stored
 from mmtrain.train.failures import explained
@@ -130,11 +132,9 @@ def _encoded(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, voic
     encoder_id = backbone.encoder_id
     folder = place(cfg.cache, pixels, encoder_id, kept)
     shown = _Encoding(voice)
-    if schedule.threads == "auto":
-        frames = torch.stack([_first(pixels)] * 4)
-        calibrate(lambda: backbone.encode(frames))
     how = {"encode": backbone.encode, "encoder_id": encoder_id, "batch_size": 8, "dtype": kept}
-    encode_shards(pixels, folder, **how, progress=shown)
+    with nullcontext() if schedule.threads != "auto" or folder.exists() else as_many_as_pay(_trial(pixels, backbone)):
+        encode_shards(pixels, folder, **how, progress=shown)
     source = Source(
         shards=str(folder),
         window=pixels.window,
@@ -147,8 +147,10 @@ def _encoded(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, voic
     return source
 
 
-def _first(source: Source) -> torch.Tensor:
-    return to_unit(source.sample(0).frames.copy())
+def _trial(source: Source, backbone: Any) -> Callable[[], object]:
+    """Four samples to encode."""
+    frames = torch.stack([to_unit(source.sample(0).frames.copy())] * 4)
+    return lambda: backbone.encode(frames)
 
 
 class _Encoding:
