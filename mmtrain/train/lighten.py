@@ -6,6 +6,7 @@ from torch import nn
 
 from mmtrain.backbone.frozen import spare
 from mmtrain.backbone.one_token import shorten
+from mmtrain.backbone.plain_attention import write_out
 from mmtrain.backbone.recompute import recompute
 from mmtrain.errors import UserError
 from mmtrain.rng import drops_out
@@ -14,14 +15,15 @@ from mmtrain.train.schedule import Fit
 
 
 def lighten(backbone: Any, schedule: Fit) -> None:
-    """Attention to one token is its value. Where ``schedule.checkpointing`` asks for less memory, blocks are computed
-    again and frozen convolutions keep no input; alone these save little (benchmarks/RESULTS.md). Adapters are attached
-    already.
+    """Attention to one token is its value; short attention in 16 bits on a CPU is written out, where the last bits
+    differ. Where ``schedule.checkpointing`` asks for less memory, blocks are computed again and frozen convolutions
+    keep no input; alone these save little (benchmarks/RESULTS.md). Adapters are attached already.
 
     Raises:
         UserError: a network that has no blocks to compute again.
     """
     network: nn.Module = backbone.network
+    write_out(network)
     shorten(network)
     if not schedule.checkpointing:
         return

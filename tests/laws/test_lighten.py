@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,6 +14,7 @@ from mmtrain.adapter.bridge import Bridge
 from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.frozen import spare
 from mmtrain.backbone.one_token import OneToken, shorten
+from mmtrain.backbone.plain_attention import WrittenOut, write_out
 from mmtrain.backbone.recompute import blocks, recompute
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
@@ -147,6 +149,42 @@ def test_several_tokens_and_trained_queries_go_the_stock_way(tiny_svd: Path):
     trained, _ = made("svd", tiny_svd, targets=["*.attn2.to_q", "*.attn2.to_v"])
     assert shorten(trained.network) == 0
     assert not any(isinstance(m.processor, OneToken) for m in trained.network.modules() if hasattr(m, "processor"))
+
+
+@pytest.mark.parametrize("family", ["sd", "svd"])
+def test_written_out_attention_is_as_exact_in_16_bits(family: str, request: pytest.FixtureRequest):
+    path = request.getfixturevalue(f"tiny_{family}")
+    exact = gradients(*made(family, path))
+    model, lora = made(family, path)
+    assert write_out(model.network) == sum(isinstance(m, Attention) for m in model.network.modules()) > 3
+    assert same(exact, gradients(model, lora)), "32 bits go the stock way"
+
+    stock, told = made(family, path), given(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        off = [_off(exact, gradients(*one)) for one in (stock, (model, lora))]
+        with torch.no_grad():
+            assert torch.equal(model.predict(*told), stock[0].predict(*told)), "sampling is the stock way"
+        assert not torch.equal(model.predict(*told), stock[0].predict(*told)), "training is another way"
+    assert 0 < off[1] < 1.5 * off[0]
+    assert off[0] != off[1]
+
+
+def _off(exact: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float:
+    """Relative error of all gradients together."""
+    wrong = sum((found[name] - part).square().sum().item() for name, part in exact.items())
+    return (wrong / sum(part.square().sum().item() for part in exact.values())) ** 0.5
+
+
+def test_long_attention_stays_fused_and_a_fit_installs_the_short_way(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch):
+    model, _ = made("svd", tiny_svd)
+    lighten(model, Fit(steps=1, batch_size=1))
+    inner = [getattr(m.processor, "stock", None) for m in model.network.modules() if isinstance(m, Attention)]
+    assert any(isinstance(p, WrittenOut) for p in inner), "behind attention to one token"
+    stock, _ = made("svd", tiny_svd)
+    monkeypatch.setattr("mmtrain.backbone.plain_attention.LONGEST", 1)
+    shorten(stock.network)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.predict(*given(model)), stock.predict(*given(stock)))
 
 
 def test_a_trained_convolution_still_gets_its_gradient():
