@@ -71,9 +71,9 @@ def prepare(images: Tensor, side: int, processor: Any) -> Tensor:
     """Images ``[b c h w]`` in [-1, 1] → a tower's pixels: bicubic to its size, its mean and deviation."""
     unit = images / 2 + 0.5
     if unit.shape[-2:] != (side, side):
-        unit = F.interpolate(unit, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        unit = F.interpolate(unit, size=(side, side), mode="bicubic", antialias=True).clamp_(0, 1)
     mean, std = (torch.tensor(v, device=unit.device).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    return (unit - mean) / std
+    return unit.sub_(mean).div_(std)  # in place: a batch at a tower's size is fresh memory each time
 
 
 def fresh(*, words: list[str], max_tokens: int, text: dict[str, Any], vision: dict[str, Any], width: int) -> CLIP:
