@@ -137,8 +137,8 @@ def _other(name: str, recipe: str, words: list[str], point: tuple[int, int, int]
 
 
 def published(report: Report) -> tuple[float, int]:
-    """SVD-XT at its own size, batch 1, 16 bits, frozen weights held in them too (`trainer.frozen_bits=16`): what each saving
-    gives, the network's weights counted in.
+    """SVD-XT at its own size, batch 1, 16 bits, its frozen weights held in 16 (`trainer.frozen_bits=16`): what each
+    saving gives, the network's weights counted in.
 
     Returns:
         Operations of a step of 14 frames with all of it, and weights that train.
