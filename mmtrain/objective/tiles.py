@@ -55,6 +55,7 @@ class Names:
 class _Matrix(NamedTuple):
     """Logits between this rank's rows and the columns of all ranks; made tile by tile, never held."""
 
+    alone: bool  # no two pairs share a name, as far as that is known without waiting for a device: on a CPU
     rows: Tensor  # [n d], the temperature in them
     columns: Tensor  # [N d]
     shown: Tensor  # int32 [n], with the next one: equal numbers where names are equal
@@ -68,19 +69,22 @@ class _Matrix(NamedTuple):
         every = Names(ranks.gather(names.shown), ranks.gather(names.said))
         shown, said, both = (_matched(own, all_) for own, all_ in zip(names.and_both(), every.and_both(), strict=True))
         negatives = len(every.said) - (shown[2] + said[2] - both[2])
-        return cls(first * scale, ranks.gather(second), *shown[:2], *said[:2], negatives.to(first.dtype))
+        alone = negatives.device.type == "cpu" and bool((negatives == len(every.said) - 1).all())
+        return cls(alone, first * scale, ranks.gather(second), *shown[:2], *said[:2], negatives.to(first.dtype))
 
-    def tiles(self, size: int) -> Iterator[tuple[slice, Tensor, tuple[Tensor, Tensor], Tensor]]:
+    def tiles(self, size: int) -> Iterator[tuple[slice, Tensor, tuple[Tensor, Tensor], Tensor | None]]:
         """Which rows, their logits ``[t N]``, where each meets its own other half, and bool ``[t N]``: positive pairs
-        besides that."""
+        besides that, or None where it is known that there are none."""
         start, device = ranks.index() * len(self.rows), self.rows.device
         for i in range(0, len(self.rows), size):
             rows = slice(i, min(i + size, len(self.rows)))
             place = torch.arange(rows.stop - i, device=device)
             own = (place, place + start + i)
-            others = self.shown[rows, None] == self.columns_shown
-            others |= self.said[rows, None] == self.columns_said
-            others[own] = False
+            others = None
+            if not self.alone:
+                others = self.shown[rows, None] == self.columns_shown
+                others |= self.said[rows, None] == self.columns_said
+                others[own] = False
             yield rows, self.rows[rows] @ self.columns.T, own, others
 
 
@@ -106,7 +110,8 @@ class _InfoNCE(torch.autograd.Function):
         )  # below any logit, and finite where all of a tile is masked
         total = torch.zeros_like(peak)
         for part, logits, place, others in matrix.tiles(size):
-            logits.masked_fill_(others, -torch.inf)
+            if others is not None:
+                logits.masked_fill_(others, -torch.inf)
             own[part], rows[part] = logits[place], logits.logsumexp(1)
             higher = torch.maximum(peak, logits.amax(0))
             total = total * (peak - higher).exp() + (logits - higher).exp_().sum(0)
@@ -115,8 +120,8 @@ class _InfoNCE(torch.autograd.Function):
             hardest[part] = logits.amax(1)
         columns = ranks.gather((peak + total.log())[None]).logsumexp(0)
         mine = slice(ranks.index() * len(first), (ranks.index() + 1) * len(first))
-        ctx.save_for_backward(first, log_scale, rows, columns, *matrix)
-        ctx.size = size
+        ctx.save_for_backward(first, log_scale, rows, columns, *matrix[1:])
+        ctx.size, ctx.alone = size, matrix.alone
         hit = (own > hardest).to(first.dtype)
         ctx.mark_non_differentiable(hit, matrix.negatives)
         return (rows + columns[mine]) / 2 - own, hit, matrix.negatives
@@ -125,10 +130,11 @@ class _InfoNCE(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         first, log_scale, rows, columns, *saved = ctx.saved_tensors
-        matrix, half, every_half = _Matrix(*saved), grad / 2, ranks.gather(grad) / 2
+        matrix, half, every_half = _Matrix(ctx.alone, *saved), grad / 2, ranks.gather(grad) / 2
         pulls = _Pulls(matrix, log_scale)
         for part, logits, place, others in matrix.tiles(ctx.size):
-            logits.masked_fill_(others, -torch.inf)
+            if others is not None:
+                logits.masked_fill_(others, -torch.inf)
             pull = (logits - rows[part, None]).exp_().mul_(half[part, None])
             pull += logits.sub_(columns).exp_().mul_(every_half)
             pull[place] -= grad[part]
@@ -145,13 +151,16 @@ class _Sigmoid(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         matrix = _Matrix.of(first, second, log_scale.exp(), names)
         losses, hit = (first.new_empty(len(first)) for _ in range(2))
-        for part, logits, place, positive in matrix.tiles(size):
+        for part, logits, place, others in matrix.tiles(size):
             own = logits.add_(bias)[place]
-            positive[place] = True
-            hit[part] = (own > logits.masked_fill(positive, -torch.inf).amax(1)).to(first.dtype)
-            losses[part] = F.softplus(torch.where(positive, -logits, logits)).sum(1)
-        ctx.save_for_backward(first, log_scale, bias, *matrix)
-        ctx.size = size
+            signed = logits if others is None else torch.where(others, -logits, logits)
+            signed[place] = -own
+            losses[part] = F.softplus(signed).sum(1)
+            logits[place] = -torch.inf
+            negatives = logits if others is None else logits.masked_fill_(others, -torch.inf)
+            hit[part] = (own > negatives.amax(1)).to(first.dtype)
+        ctx.save_for_backward(first, log_scale, bias, *matrix[1:])
+        ctx.size, ctx.alone = size, matrix.alone
         ctx.mark_non_differentiable(hit, matrix.negatives)
         return losses, hit, matrix.negatives
 
@@ -159,12 +168,15 @@ class _Sigmoid(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         first, log_scale, bias, *saved = ctx.saved_tensors
-        matrix, d_bias = _Matrix(*saved), torch.zeros_like(bias)
+        matrix, d_bias = _Matrix(ctx.alone, *saved), torch.zeros_like(bias)
         pulls = _Pulls(matrix, log_scale)
-        for part, logits, place, positive in matrix.tiles(ctx.size):
-            positive[place] = True
+        for part, logits, place, others in matrix.tiles(ctx.size):
             # d softplus(−x)/dx = σ(x) − 1 for a positive pair, d softplus(x)/dx = σ(x) for the others
-            pull = logits.add_(bias).sigmoid_().add_(positive, alpha=-1).mul_(grad[part, None])
+            pull = logits.add_(bias).sigmoid_()
+            if others is not None:
+                pull.add_(others, alpha=-1)
+            pull[place] -= 1
+            pull.mul_(grad[part, None])
             d_bias += pull.sum()
             pulls.add(part, pull)
         return *pulls.gradients(first), d_bias, None, None

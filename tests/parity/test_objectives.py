@@ -44,6 +44,22 @@ def test_temperature_is_clamped_at_a_hundred():
     assert torch.equal(symmetric(a, b, 9.0), symmetric(a, b, torch.tensor(100.0).log()))
 
 
+@pytest.mark.parametrize("side", [64, 300])
+def test_a_towers_pixels_are_those_of_its_processor(tiny_clip: Path, side: int):
+    processor = CLIP(path=str(tiny_clip)).processor
+    levels = torch.randint(0, 256, (4, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    ours = prepare(levels / 127.5 - 1, 224, processor)
+    theirs = processor(images=list(levels.permute(0, 2, 3, 1).numpy()), return_tensors="pt")["pixel_values"]
+    off = (ours - theirs).abs() * torch.tensor(processor.image_std).view(3, 1, 1) * 255
+    assert off.max() < 2.01, "levels of 255"
+    assert (off > 0.01).float().mean() < 0.02
+
+    smooth = prepare((levels / 127.5 - 1).requires_grad_(), 224, processor)
+    assert smooth.requires_grad, "a picture that is being made has gradients"
+    mean = (smooth.detach() - ours).abs().mean() * min(processor.image_std) * 255
+    assert mean < 0.5, "levels: rounding, and what overshoots between the two directions is cut off by Pillow"
+
+
 def test_contrastive_and_its_gradients_equal_transformers(tiny_clip: Path):
     ours, theirs = CLIP(path=str(tiny_clip)).double(), CLIPModel.from_pretrained(tiny_clip).double().eval()
     given = batch(1)
