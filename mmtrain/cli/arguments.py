@@ -74,6 +74,13 @@ def counts(text: str) -> tuple[int, int]:
     return count(first), count(second)
 
 
+def renames(text: str) -> dict[str, str]:
+    parts = [part.split("=") for part in text.split(",")]
+    if any(len(part) != 2 or not all(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WORD=NAME,WORD=NAME")
+    return {word.strip(): name.strip() for word, name in parts}
+
+
 def share(text: str) -> float:
     try:
         value = float(text)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmtrain.cli.arguments import add_verb, counts, pair, positive, share
+from mmtrain.cli.arguments import add_verb, counts, pair, positive, renames, share
 from mmtrain.cli.terminal import bar
 
 _COPIES = "where copies of shards behind a URL are kept, all of them (default data/remote)"
@@ -23,6 +23,8 @@ def add(verbs: Any) -> None:
     world.add_argument("--two-objects", type=share, default=0.3, help="share of clips with two objects (default 0.3)")
     world.add_argument("--brand", action="store_true", help="in the style of a made-up brand, captions with its token")
     world.add_argument("--stills", action="store_true", help="the first frame of each clip alone")
+    text = "other names in captions, such as circle=zorbit,square=kweep: a vocabulary that no model knows"
+    world.add_argument("--rename", metavar="WORD=NAME,...", type=renames, default={}, help=text)
     text = "so many PNG pictures and MP4 clips with captions beside them, in the place of shards"
     world.add_argument("--files", metavar="PICTURES,CLIPS", type=counts, help=text)
     world.add_argument("--shard-size", type=positive, default=500, help="clips in a shard (default 500)")
@@ -75,7 +77,7 @@ def _world(args: argparse.Namespace) -> None:
     if args.files is not None:
         _files(args)
         return
-    names = ("split", "count", "seed", "captions_each", "two_objects", "shard_size")
+    names = ("split", "count", "seed", "captions_each", "two_objects", "shard_size", "rename")
     what = "stills" if args.stills else "clips"
     with bar(what) as progress:
         chosen = {name: vars(args)[name] for name in names}
@@ -88,7 +90,7 @@ def _files(args: argparse.Namespace) -> None:
 
     images, clips = args.files
     with bar("files") as progress:
-        chosen = {name: vars(args)[name] for name in ("split", "seed", "captions_each", "two_objects")}
+        chosen = {name: vars(args)[name] for name in ("split", "seed", "captions_each", "two_objects", "rename")}
         how = {"images": images, "clips": clips, "branded": args.brand, "progress": progress}
         folder = write_files(args.folder, **chosen, **how)
     print(f"{folder}: {images} pictures and {clips} clips")

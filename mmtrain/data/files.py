@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -23,12 +23,13 @@ def write_files(
     captions_each: int = 3,
     two_objects: float = 0.3,
     branded: bool = False,
+    rename: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the first frames of ``images`` scenes and the clips of the next ``clips``; return the folder.
 
     Args:
-        split, seed, captions_each, two_objects, branded: as `shards.write_world` takes them.
+        split, seed, captions_each, two_objects, branded, rename: as `shards.write_world` takes them.
         progress: called with (written, all) after each file.
 
     Raises:
@@ -49,7 +50,8 @@ def write_files(
                 Image.fromarray(frames[0]).save(staging / f"{key}.png")
             else:
                 (staging / f"{key}.mp4").write_bytes(encode_mp4(frames, WORLD_FPS))
-            (staging / f"{key}.txt").write_text("".join(f"{line}\n" for line in captions), encoding="utf-8")
+            lines = "".join(f"{line}\n" for line in world.renamed(captions, rename or {}))
+            (staging / f"{key}.txt").write_text(lines, encoding="utf-8")
             if progress:
                 progress(i + 1, total)
         if folder.is_dir():

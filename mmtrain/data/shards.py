@@ -123,6 +123,7 @@ def write_world(
     shard_size: int = 500,
     branded: bool = False,
     stills: bool = False,
+    rename: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes ``count`` clips of the procedural world with captions (.txt) and facts (.json); returns the folder.
@@ -132,6 +133,7 @@ def write_world(
             without captions, for codecs).
         branded: whether in the style of the brand kit (`brand.py`), captions with its token.
         stills: whether only the first frame of each clip is drawn.
+        rename: other names in captions, by the world's own words; what the facts say stays.
         progress: called with (written, count) after each sample.
 
     Raises:
@@ -149,7 +151,7 @@ def write_world(
         for key, frames, captions, truth in drawn(seed, split, count, captions_each, two_objects, num_frames):
             facts = {"fps": WORLD_FPS, "num_frames": len(frames), "truth": truth}
             text = json.dumps(facts, sort_keys=True).encode()
-            words = "".join(f"{line}\n" for line in captions).encode()
+            words = "".join(f"{line}\n" for line in world.renamed(captions, rename or {})).encode()
             writer.write(key, {"webp": encode_webp(frames, WORLD_FPS), "txt": words, "json": text})
             if progress:
                 progress(writer.count, count)

@@ -8,11 +8,14 @@ colour, shape and motion does, and so does each pair of them.
 """
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from mmtrain.errors import UserError
 
 SIDE = 64  # pixels
 NUM_FRAMES = 16
@@ -220,6 +223,19 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     if rng.random() < 0.2:
         return f"{scene.background} background, {body}"
     return f"{body} {rng.choice(where)}"
+
+
+def renamed(captions: list[str], names: Mapping[str, str]) -> list[str]:
+    """Captions in which words have other names.
+
+    Raises:
+        UserError: a word that is no colour, shape, size or background of the world.
+    """
+    for word in names:
+        if word not in (known := [*COLOURS, *SHAPES, *SIZES, *BACKGROUNDS]):
+            raise UserError("rename", repr(word), f"one of {', '.join(known)}", "correct it")
+    words = re.compile(r"(?<!in a )\b[a-z]+")  # in a circle: a way of moving, no shape
+    return [words.sub(lambda found: names.get(found[0], found[0]), caption) for caption in captions]
 
 
 def samples(

@@ -2,6 +2,7 @@
 
 import os
 import re
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,29 @@ def test_the_table_holds_what_the_command_prints(
 def test_a_command_that_is_shown_is_one(words: list[str]):
     args = cli._parse(words)
     assert [str(fault) for fault in config.check(config.compose(args.recipe, args.overrides))] == []
+
+
+def test_a_vocabulary_of_ones_own_is_asked_as_the_page_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    [metric] = re.findall(r"```yaml\n(_target_: .*zero_shot.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "names.yaml").write_text(metric)
+    few = {"200,0": "6,0", "300": "8", "200": "5"}
+    done = [words for words in commands("alignment") if words[0] in ("shards", "train", "evaluate")]
+    assert [words[0] for words in done] == ["shards", "shards", "train", "evaluate"]
+    for words in done:
+        small = [few.get(word, word) for word in words] + ["trainer.steps=2"] * (words[0] == "train")
+        last = [found for word in small for found in (sorted(glob(word)) if "*" in word else [word])]
+        assert cli.main(last) == 0
+    told = capsys.readouterr().out
+    assert "zero-shot classes · 5 pairs" in told
+    said = " ".join(path.read_text() for path in (tmp_path / "names").glob("*.txt"))
+    assert re.search("zorbit|kweep|ploon|vantu", said)
+    assert not re.search(r"(?<!in a )(circle|square|triangle|cross)", said), "every shape has its new name"
+
+
+def test_a_name_for_what_the_world_does_not_hold_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert cli.main(["shards", "world", str(tmp_path / "x"), "--count", "2", "--rename", "rhombus=zorbit"]) == 2
+    assert "rename: 'rhombus'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing half written"
