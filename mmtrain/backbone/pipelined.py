@@ -28,6 +28,7 @@ class Pipelined(nn.Module, ABC):
             told of one.
         digested: attributes that hold its weights, in the order in which its digest takes them; None holds none.
         only_encode: those of them that nothing but `encode` and sampling asks.
+        encoders: attributes that `encode` asks; none: any of them.
         path: hub id or folder that it came from, or ``fresh``.
         time_axis: of the latents that it draws, along which a clip's frames lie; None: it has none.
     """
@@ -36,6 +37,7 @@ class Pipelined(nn.Module, ABC):
     opens: ClassVar[dict[str, dict[str, Any]]] = {}
     digested: ClassVar[tuple[str, ...]]
     only_encode: ClassVar[tuple[str, ...]] = ()
+    encoders: ClassVar[tuple[str, ...]] = ()
     path: str
     time_axis: ClassVar[int | None] = None
 
@@ -71,6 +73,7 @@ class LatentDiffusion(Pipelined):
 
     digested: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder")
     only_encode: ClassVar[tuple[str, ...]] = ("vae",)
+    encoders: ClassVar[tuple[str, ...]] = ("vae",)
 
     presets: ClassVar[dict[str, list[str]]] = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],

@@ -67,6 +67,7 @@ class Wan(Pipelined):
     opens: ClassVar = {name: {"starts_from": start} for start, name in OPENS.items()}
     time_axis = 2
     digested = ("transformers", "vae", "text_encoder", "first")
+    encoders = ("vae", "first")
     presets: ClassVar = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
         "cross-attention": ["*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.0"],

@@ -15,6 +15,7 @@ from mmtrain import cli, config
 from mmtrain.artifact import attached
 from mmtrain.backbone import outline
 from mmtrain.data.shards import write_world
+from mmtrain.errors import UserError
 from mmtrain.train import plan as planning
 from mmtrain.train.devices import Device, device
 from mmtrain.train.lighten import lighten
@@ -111,6 +112,22 @@ def test_pieces_change_what_is_held_at_once_and_nothing_else(tiny_sd: Path, tmp_
     said = ["\n".join(planning.words(made, card)) for made in (whole, cut)]
     assert all("epochs: 4 of 6 samples" in text for text in said)
     assert "memory at 8 × 1 frames of 64 × 64 in 3 pieces" in said[1]
+
+
+def test_devices_share_a_batch_and_a_run_sees_as_many_samples(tiny_sd: Path, tmp_path: Path):
+    """On each of four devices a step is that of a quarter of the batch; epochs count the whole batch."""
+    shards = write_world(tmp_path / "stills", split="train", count=6, seed=0, stills=True)
+    words = [f"backbone.path={tiny_sd}", f"dataset.shards={shards}", "dataset.num_frames=1", "dataset.stride=1"]
+    words += ["trainer.steps=3"]
+    spread = ["trainer.devices=2", "trainer.num_nodes=2", "trainer.batch_size=8"]
+    many, one = (planning.plan(recipe("sd_lora", *words, *more)) for more in (spread, ["trainer.batch_size=2"]))
+    assert many.phases["step"] == one.phases["step"]
+    assert many.flops == one.flops
+    said = "\n".join(planning.words(many, Device("a card", 1 << 40, 1e12, 2e12)))
+    assert "memory at 2 × 1 frames of 64 × 64 on each of 4 devices" in said
+    assert "epochs: 4 of 6 samples" in said
+    with pytest.raises(UserError, match="4 devices share evenly"):
+        planning.plan(recipe("sd_lora", *words, *spread[:2], "trainer.batch_size=6"))
 
 
 def test_the_longest_bucket_is_planned_for():
