@@ -121,8 +121,8 @@ class _Axis:
         else:
             raw = (self.high - self.low) / about
             unit = 10.0 ** floor(log10(raw))
-            steps = [f * unit for f in (1, 2, 2.5, 5, 10) if f * unit >= raw * 0.999]
-            step = next((s for s in steps if s.is_integer()), 1.0) if self.whole else steps[0]
+            round_ones = [f * unit for f in (1, 2, 2.5, 5, 10) if f * unit >= raw * 0.999]
+            step = next((s for s in round_ones if s.is_integer()), 1.0) if self.whole else round_ones[0]
             values = [i * step for i in range(ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9) + 1)]
         return [(_text(v), float(at)) for v, at in zip(values, self.place(np.array(values)), strict=True)]
 
