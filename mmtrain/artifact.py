@@ -265,18 +265,20 @@ def opened(where: str, *, text_path: str | None = None) -> tuple[Any, dict[str, 
     name, families = _pipeline_class(where), _families()
     if name not in families:
         raise UserError(where, f"a {name}", f"one of {', '.join(families)}", "name another folder")
+    family, told = families[name]
     more = {} if text_path is None else {"text_path": text_path}
-    takes, _ = parameters(families[name])
+    takes, _ = parameters(family)
     if not more.keys() <= takes.keys():
         raise UserError(where, f"a {name}, which reads prompts itself", "no text tower beside it", "leave --text out")
-    backbone = families[name](path=where, **more)
+    backbone = family(path=where, **told, **more)
     return backbone, {"name": folder.resolve().name if folder.is_dir() else where, "run_id": None}
 
 
-def _families() -> dict[str, Callable[..., Any]]:
-    """The menu's backbones by the vanilla pipeline that each is."""
-    found = [config.locate(target) for target in _menu("backbone")]
-    return {str(family.pipeline_class): family for family in found if hasattr(family, "pipeline_class")}
+def _families() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """The menu's backbones by the vanilla pipelines that each opens, and what each is told then."""
+    found: list[Any] = [config.locate(target) for target in _menu("backbone")]
+    opens = [(f, f.opens or {str(f.pipeline_class): {}}) for f in found if hasattr(f, "pipeline_class")]
+    return {name: (family, told) for family, names in opens for name, told in names.items()}
 
 
 def _pipeline_class(where: str) -> str:

@@ -119,10 +119,16 @@ SMALL: dict[str, dict[str, Any]] = {
         "codec": {"base_dim": 8, "latents_mean": [0.1, 0.0, -0.1, 0.2], "latents_std": [0.5, 1.0, 1.5, 2.0]},
         "text": {"d_model": 16, "num_heads": 2, "num_layers": 1},
     },
+    "wan_i2v": {"image_tower": {"hidden_size": 16, "intermediate_size": 16, "patch_size": 16, "num_hidden_layers": 3}},
+    "wan_i2v_plain": {"image_tower": None},
+    "wan_i2v_by_token": {"image_tower": None, "by_token": True},
     "prior": {"prior": {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2}},
     "vq": {"channels": [16, 16], "groups": 4, "codes": 16},
 }
 """What tests change of `conf/backbone/<family>_fresh.yaml`."""
+SMALL |= {name: {**SMALL["wan"], **SMALL[name]} for name in SMALL if name.startswith("wan_i2v")}
+VARIANTS = {"wan_i2v_plain": "wan_i2v", "wan_i2v_by_token": "wan_i2v"}
+"""Families that have no file of their own."""
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +138,7 @@ def family(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
     def folder(name: str) -> Path:
         if name not in made:
-            node = OmegaConf.load(CONF / "backbone" / f"{name}_fresh.yaml")
+            node = OmegaConf.load(CONF / "backbone" / f"{VARIANTS.get(name, name)}_fresh.yaml")
             clip = "narrow_clip" if name == "prior" else "tiny_clip"
             fixtures = {"codec": "tiny_codec", "clip": clip, "path": "tiny_sd"}
             given = {k: str(request.getfixturevalue(f)) for k, f in fixtures.items() if isinstance(node.get(k), str)}

@@ -24,15 +24,20 @@ class Pipelined(nn.Module, ABC):
 
     Attributes:
         pipeline_class: the vanilla class that opens its folder.
-        digested: attributes that hold its weights, in the order in which its digest takes them.
+        opens: the vanilla classes whose folders it opens, where they are several, each with what its constructor is
+            told of one.
+        digested: attributes that hold its weights, in the order in which its digest takes them; None holds none.
         only_encode: those of them that nothing but `encode` and sampling asks.
+        encoders: attributes that `encode` asks; none: any of them.
         path: hub id or folder that it came from, or ``fresh``.
         time_axis: of the latents that it draws, along which a clip's frames lie; None: it has none.
     """
 
     pipeline_class: str
+    opens: ClassVar[dict[str, dict[str, Any]]] = {}
     digested: ClassVar[tuple[str, ...]]
     only_encode: ClassVar[tuple[str, ...]] = ()
+    encoders: ClassVar[tuple[str, ...]] = ()
     path: str
     time_axis: ClassVar[int | None] = None
 
@@ -51,7 +56,8 @@ class Pipelined(nn.Module, ABC):
 
     @property
     def base(self) -> dict[str, str]:
-        return {"path": self.path, "digest": digest(*(getattr(self, name) for name in self.digested))}
+        held = (getattr(self, name) for name in self.digested)
+        return {"path": self.path, "digest": digest(*(part for part in held if part is not None))}
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """A pipeline folder that the vanilla class opens, adapters of the network merged."""
@@ -67,6 +73,7 @@ class LatentDiffusion(Pipelined):
 
     digested: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder")
     only_encode: ClassVar[tuple[str, ...]] = ("vae",)
+    encoders: ClassVar[tuple[str, ...]] = ("vae",)
 
     presets: ClassVar[dict[str, list[str]]] = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],

@@ -36,6 +36,7 @@ class Prior(Pipelined):
 
     makes, pipeline_class = "embedding", "KandinskyPriorPipeline"
     digested = ("prior", "text_encoder", "image_encoder")
+    encoders = ("image_encoder",)
     presets: ClassVar = {
         "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
         "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ff.net.*"],

@@ -54,7 +54,7 @@ class StableVideoDiffusion(Pipelined):
     makes, pipeline_class = "video", "StableVideoDiffusionPipeline"
     time_axis = 1
     digested = ("unet", "vae", "image_encoder")
-    only_encode = ("vae", "image_encoder")
+    only_encode = encoders = ("vae", "image_encoder")
     presets: ClassVar = {
         # With one conditioning token cross-attention's q and k have no effect: they are in no preset.
         "attention": ["*.attn1.to_*", "*.attn2.to_v", "*.attn2.to_out.0"],

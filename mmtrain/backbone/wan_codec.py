@@ -3,6 +3,7 @@
 `Wan` reads its latents; `WanCodec` trains or tunes it on its own, with the objective of every codec.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from mmtrain.backbone.codec import Codec, nats, refuse_uneven
 from mmtrain.backbone.weights import freeze, load
 from mmtrain.errors import UserError
+
+PORTION = 4  # frames that `AutoencoderKLWan` of diffusers encodes at once, whatever its step in time
 
 
 class WanCodec(Codec):
@@ -57,9 +60,15 @@ class WanCodec(Codec):
         return model
 
 
+def step_of(model: Any) -> int:
+    """Frames behind the first that a clip has a multiple of: those of a latent, and those that the codec encodes at
+    once. It would leave out what does not fill a portion, silently."""
+    return math.lcm(int(model.config.scale_factor_temporal), PORTION)
+
+
 def refuse_count(model: Any, count: int) -> None:
     """Raises UserError for a number of frames that a codec cannot divide: it keeps the first by itself."""
-    step = int(model.config.scale_factor_temporal)
+    step = step_of(model)
     if count < 1 or count % step != 1:
         near = max(1, round((count - 1) / step) * step + 1)
         raise UserError("num_frames", str(count), f"one more than a multiple of {step}, by the codec", f"try {near}")

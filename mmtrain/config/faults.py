@@ -15,6 +15,7 @@ from typing import Any, Literal, Union
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from mmtrain.config import gate
 from mmtrain.config.target import ALLOWED, REFUSED_KEYS, listing, locate, near, parameters, suggest
 from mmtrain.errors import UserError, UserErrors
 
@@ -41,7 +42,18 @@ def check(
     if not isinstance(tree, dict) or tree.get("_target_") != ROOT:
         came = repr(tree.get("_target_")) if isinstance(tree, dict) else type(tree).__name__
         return [*faults, UserError("_target_", came, f"{ROOT}, as in conf/config.yaml", "leave the root's as it is")]
-    return faults + _Checker(allow, supplied).node(tree, "")
+    return faults + _Checker(allow, supplied).node(tree, "") + _gates(tree.get("gates"))
+
+
+def _gates(lines: Any) -> list[UserError]:
+    """Lines that are no gates: an evaluation would find them, when all is trained."""
+    faults = []
+    for i, line in enumerate(lines if isinstance(lines, list) else []):
+        try:
+            gate.parse(line if isinstance(line, str) else "x >= 0", f"gates[{i}]")  # what is no text is a fault already
+        except UserError as error:
+            faults.append(error)
+    return faults
 
 
 def checked(cfg: DictConfig) -> DictConfig:

@@ -13,10 +13,11 @@ import numpy as np
 
 from mmtrain import artifact
 from mmtrain.backbone.aligned import Aligned
+from mmtrain.config.gate import parse
 from mmtrain.evaluate import pairs, table
 from mmtrain.evaluate.cases import Numbers
 from mmtrain.evaluate.embedded import Embedded, EmbeddingMetric, Item, embedded, shape_of_space
-from mmtrain.evaluate.gates import judged, parse, refuse_silent, told
+from mmtrain.evaluate.gates import judged, refuse_silent, told
 from mmtrain.evaluate.outcome import VERSION
 from mmtrain.evaluate.retrieval import DIRECTIONS, median_row, ranks
 from mmtrain.evaluate.run import circumstances, metric, show, staged

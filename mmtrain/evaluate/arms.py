@@ -28,8 +28,8 @@ from mmtrain.sample.strength import opened
 from mmtrain.threads import calibrate
 
 WAYS = ("sd", "none", "image")
-"""A first frame that Stable Diffusion draws from the prompt; none at all; the true one. Models of text alone have none.
-"""
+"""A first frame that Stable Diffusion draws from the prompt; none at all; the true one. Models of text alone have none,
+a Wan of images has one always."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,16 @@ class Model(Protocol):
 def usual_ways(folder: Path) -> tuple[str, ...]:
     """The way in which an artifact is compared unless another is asked for, known before its weights are read."""
     video = issubclass(_family(folder), StableVideoDiffusion)
-    return ("sd",) if video else ("none",)
+    return ("sd",) if video or _starts_from_image(folder) else ("none",)
 
 
 def check_ways(folder: Path, ways: Sequence[str]) -> None:
-    """Raises UserError for first frames that a model of text alone cannot start from."""
+    """Raises UserError for first frames that a model of text alone cannot start from, and for none where it must."""
     family = _family(folder)
+    if _starts_from_image(folder):
+        if "none" in ways:
+            raise UserError("--ways", "none for a model that starts from an image", "sd or image", "choose another")
+        return
     if not issubclass(family, StableVideoDiffusion) and tuple(ways) != ("none",):
         came = f"{','.join(ways)} for a {family.__name__}, which starts from no picture"
         raise UserError("--ways", came, "none", "leave --ways out")
@@ -87,6 +91,10 @@ def check_ways(folder: Path, ways: Sequence[str]) -> None:
 def _family(folder: Path) -> type:
     found = config.locate(artifact.read(folder)["backbone"]["_target_"])
     return found if isinstance(found, type) else get_type_hints(found)["return"]  # a class, or what makes a fresh one
+
+
+def _starts_from_image(folder: Path) -> bool:
+    return artifact.read(folder)["backbone"].get("starts_from") == "image"
 
 
 def arms(folder: Path, settings: Settings, cases: Sequence[Case]) -> Iterator[tuple[str, Model]]:
@@ -147,7 +155,8 @@ class Sampled:
 
 
 class Told:
-    """A model of text alone, as its vanilla pipeline drives it; a picture is a clip of one frame."""
+    """A model of text, or of text and a first frame, as its vanilla pipeline drives it; a picture is a clip of one
+    frame."""
 
     length = None
 
@@ -166,7 +175,7 @@ class Told:
             how["guidance_scale"] = self.settings.guidance_scale
         if self.backbone.makes == "image":
             return draw(backbone=self.backbone, **how)[:, None]
-        return shoot(backbone=self.backbone, num_frames=self.settings.num_frames, **how)
+        return shoot(backbone=self.backbone, images=images, num_frames=self.settings.num_frames, **how)
 
 
 def _calibrated(model: "Sampled | Told") -> "Sampled | Told":

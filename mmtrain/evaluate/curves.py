@@ -49,7 +49,7 @@ def figure(name: str, curve: Curve, *, first: bool) -> str:
     smooth, width = _smoothed(values)
     low, high = _range(values, smooth)
     logarithmic = low > 0 and smooth.max() / smooth.min() > _DECADES
-    x = _Axis(float(steps[0]), float(max(steps[-1], steps[0] + 1)), logarithmic=False)
+    x = _Axis(float(steps[0]), float(max(steps[-1], steps[0] + 1)), whole=True)
     y = _Axis(low, high, logarithmic=logarithmic)
     drawn = f'<path class="raw" d="{_path(x, y, *_thinned(steps, values))}"/>' if width > 1 else ""
     drawn += f'<path class="smooth" d="{_path(x, y, *_thinned(steps, smooth))}"/>'
@@ -91,7 +91,7 @@ def overlay(name: str, drawn: Sequence[tuple[int, Curve]], *, first: bool) -> st
     every = np.concatenate([values for _, _, values in smooth])
     low, high = _range(every, every)
     starts, ends = (np.array([steps[at] for _, steps, _ in smooth]) for at in (0, -1))
-    x = _Axis(float(starts.min()), float(max(ends.max(), starts.min() + 1)), logarithmic=False)
+    x = _Axis(float(starts.min()), float(max(ends.max(), starts.min() + 1)), whole=True)
     y = _Axis(low, high, logarithmic=low > 0 and high / low > _DECADES)
     lines = "".join(
         f'<path class="smooth" style="stroke:{tone(i)}" d="{_path(x, y, *_thinned(steps, values))}"/>'
@@ -101,10 +101,10 @@ def overlay(name: str, drawn: Sequence[tuple[int, Curve]], *, first: bool) -> st
 
 
 class _Axis:
-    """Values to per cent of the axis, and round numbers on it."""
+    """Values to per cent of the axis, and round numbers on it; ``whole`` ones where values are counts."""
 
-    def __init__(self, low: float, high: float, *, logarithmic: bool) -> None:
-        self.low, self.high, self.logarithmic = low, high, logarithmic
+    def __init__(self, low: float, high: float, *, logarithmic: bool = False, whole: bool = False) -> None:
+        self.low, self.high, self.logarithmic, self.whole = low, high, logarithmic, whole
 
     def place(self, values: np.ndarray) -> np.ndarray:
         low, high = self.low, self.high
@@ -121,7 +121,8 @@ class _Axis:
         else:
             raw = (self.high - self.low) / about
             unit = 10.0 ** floor(log10(raw))
-            step = next(f * unit for f in (1, 2, 2.5, 5, 10) if f * unit >= raw * 0.999)
+            round_ones = [f * unit for f in (1, 2, 2.5, 5, 10) if f * unit >= raw * 0.999]
+            step = next((s for s in round_ones if s.is_integer()), 1.0) if self.whole else round_ones[0]
             values = [i * step for i in range(ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9) + 1)]
         return [(_text(v), float(at)) for v, at in zip(values, self.place(np.array(values)), strict=True)]
 

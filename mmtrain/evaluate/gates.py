@@ -1,11 +1,7 @@
 """Gates: thresholds that an evaluation must pass. A gate is a line such as ``motion >= 0.5``; a failed one says by how
-much, and decides the exit status of `mmtrain evaluate`.
-
-A line is ``[group:] number [difference] >=|<= threshold``. Without a group it holds for every group that has the
-number; ``difference`` is adapted minus base, else the adapted model's own mean counts. Shares are between 0 and 1.
+much, and decides the exit status of `mmtrain evaluate`. Its grammar is `config/gate.py`'s.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,33 +9,9 @@ from typing import Any
 
 import yaml
 
+from mmtrain.config.gate import Gate
 from mmtrain.errors import UserError
 from mmtrain.evaluate.table import Row
-
-_LINE = re.compile(
-    r"(?:(?P<group>[^:<>]+):)?\s*(?P<number>[^:<>]+?)(?P<change>\s+difference)?\s*(?P<sign>[<>]=)\s*(?P<limit>\S+)"
-)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One threshold.
-
-    Attributes:
-        text: as it was given.
-        number: of a metric.
-        side: ``adapted`` or ``difference``, a row's column.
-        least: whether the limit is the least that passes, else the most.
-        limit: the threshold.
-        group: of prompts, or None for all.
-    """
-
-    text: str
-    number: str
-    side: str
-    least: bool
-    limit: float
-    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,25 +36,6 @@ class Passage:
     @property
     def passed(self) -> bool:
         return self.margin >= 0
-
-
-def parse(text: str) -> Gate:
-    """A gate from its line.
-
-    Raises:
-        UserError: it is none.
-    """
-    found = _LINE.fullmatch(text.strip())
-    wanted = "a line such as `motion >= 0.5` or `one object: background difference >= -0.05`"
-    try:
-        if found is None:
-            raise ValueError
-        limit = float(found["limit"])
-    except ValueError as error:
-        raise UserError("gate", repr(text), wanted, "correct it") from error
-    side = "difference" if found["change"] else "adapted"
-    group = found["group"].strip() if found["group"] else None
-    return Gate(text.strip(), found["number"].strip(), side, found["sign"] == ">=", limit, group)
 
 
 def from_file(path: Path) -> list[str]:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmtrain import artifact, config
+from mmtrain.config.gate import parse
 from mmtrain.config.recipe import CONF
 from mmtrain.data import world
 from mmtrain.data.shards import refuse_existing
@@ -31,7 +32,7 @@ from mmtrain.evaluate import table
 from mmtrain.evaluate.arms import WAYS, FirstFrames, Model, Settings, arms, check_ways, usual_ways
 from mmtrain.evaluate.cases import Against, Case, Chunked, Numbers, OfSet, Prepared
 from mmtrain.evaluate.embedded import EmbeddingMetric
-from mmtrain.evaluate.gates import judged, lines, parse, refuse_silent, told
+from mmtrain.evaluate.gates import judged, lines, refuse_silent, told
 from mmtrain.evaluate.outcome import VERSION
 from mmtrain.evaluate.progress import Progress
 from mmtrain.evaluate.sets import Sets

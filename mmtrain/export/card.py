@@ -16,6 +16,7 @@ from mmtrain.export.lora import NETWORKS
 from mmtrain.export.peft import can_be_peft
 from mmtrain.export.prove import Proof
 from mmtrain.run import Run
+from mmtrain.sample.generate import starts_from_image
 
 KINDS: dict[type, str] = {
     StableVideoDiffusion: "Stable Video Diffusion, image to video",
@@ -54,6 +55,11 @@ image = pipeline("a prompt", height={height}, width={width}).images[0]""",
 
 pipeline = {cls}.from_pretrained("{folder}")
 frames = pipeline("a prompt", height={height}, width={width}, num_frames={frames}).frames[0]""",
+    "video of an image": """from diffusers import {cls}
+from diffusers.utils import load_image
+
+pipeline, image = {cls}.from_pretrained("{folder}"), load_image("first_frame.png").resize(({width}, {height}))
+frames = pipeline(image, "a prompt", height={height}, width={width}, num_frames={frames}).frames[0]""",
     "embedding": """from diffusers import {cls}
 
 pipeline = {cls}.from_pretrained("{folder}")
@@ -142,7 +148,7 @@ def card(
 
 
 def _what(backbone: Any, adapters: dict[str, Any], facts: dict[str, Any] | None) -> str:
-    kind = KINDS.get(type(backbone)) or f"{backbone.pipeline_class}, text to {backbone.makes}"
+    kind = KINDS.get(type(backbone)) or f"{backbone.pipeline_class}, {_start(backbone)} to {backbone.makes}"
     if facts is None:
         return f"A whole model, trained with mmtrain: {kind}."
     parts = []
@@ -181,7 +187,12 @@ def _words(backbone: Any) -> str:
     if isinstance(backbone, Prior):
         return 'sample <a Stable Video Diffusion> --prior <this folder> --prompt "…"'
     blind = isinstance(backbone, StableVideoDiffusion) and backbone.text is None
-    return "sample <this folder> " + ("--image first_frame.png" if blind else '--prompt "…"')
+    begin = " --image first_frame.png" if blind or starts_from_image(backbone) else ""
+    return "sample <this folder>" + ("" if blind else ' --prompt "…"') + begin
+
+
+def _start(backbone: Any) -> str:
+    return "image and text" if starts_from_image(backbone) else "text"
 
 
 def _use(backbone: Any, folder: str, layout: str) -> str:
@@ -196,4 +207,5 @@ def _use(backbone: Any, folder: str, layout: str) -> str:
     facts["cls"] = getattr(backbone, "pipeline_class", "")
     if isinstance(backbone, Pair):
         facts["cls"] = type(backbone.towers.text.model).__name__
-    return USES[own if own in USES else backbone.makes].format(folder=folder, **facts)
+    kind = f"{backbone.makes} of an image" if starts_from_image(backbone) else getattr(backbone, "makes", "")
+    return USES[own if own in USES else kind].format(folder=folder, **facts)

@@ -29,10 +29,10 @@ from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.siglip import SigLIP
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.vq import VQCodec
-from mmtrain.backbone.wan_codec import WanCodec
+from mmtrain.backbone.wan_codec import WanCodec, step_of
 from mmtrain.backbone.weights import copy_as, digest
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, clips, evaluating, folded, images
+from mmtrain.sample.generate import VideoSampler, clips, evaluating, folded, images, starts_from_image
 
 SCRIPT = Path(__file__).with_name("vanilla.py")
 SEED, STEPS, FRAMES, SIDE = 0, 2, 2, 64
@@ -158,14 +158,16 @@ def _video(backbone: StableVideoDiffusion) -> Case:
 
 
 def _text(backbone: Any) -> Case:
-    """A model that makes pictures or clips of text alone."""
+    """A model that makes pictures or clips of text, or clips of text and their first frame."""
     many = backbone.makes == "video"
     call: dict[str, Any] = {**_small(backbone.multiple), "guidance_scale": 3.0}
     call |= {"num_frames": backbone.fewest_frames} if many else {}
-    wanted = (clips if many else images)(backbone=backbone, prompts=[PROMPT], **call, seeds=[SEED])
+    given = _picture(call["height"]) if starts_from_image(backbone) else None
+    begin: dict[str, Any] = {} if given is None else {"images": given[None]}
+    wanted = (clips if many else images)(backbone=backbone, prompts=[PROMPT], **begin, **call, seeds=[SEED])
     parts = {name: merged(part) for name, part in backbone.parts().items() if isinstance(part, nn.Module)}
     ask = {"kind": "text", "class": backbone.pipeline_class, "parts": sorted(parts), "call": call, "prompt": PROMPT}
-    return Case(ask, wanted, parts)
+    return Case(ask, wanted, parts) if given is None else Case(ask, wanted, parts, given)
 
 
 def _embedding(backbone: Prior) -> Case:
@@ -227,7 +229,7 @@ def _codec(backbone: Codec) -> Case:
     """Pictures there and back; of a codec that divides time too, one clip."""
     frames = _pixels(FRAMES)
     if isinstance(backbone, WanCodec):
-        frames = _pixels(int(backbone.model.config.scale_factor_temporal) + 1).transpose(0, 1)[None]
+        frames = _pixels(step_of(backbone.model) + 1).transpose(0, 1)[None]
     with torch.no_grad(), evaluating(backbone):
         encoded = backbone.model.encode(frames)
         latents = encoded.latents if isinstance(backbone, VQCodec) else encoded.latent_dist.mode()

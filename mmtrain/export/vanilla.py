@@ -34,11 +34,13 @@ def video(ask: dict[str, Any], given: np.ndarray) -> Answer:
 
 
 def text(ask: dict[str, Any], given: np.ndarray) -> Answer:
-    """Text → image or video; uint8 ``[1 h w c]`` or ``[1 t h w c]``."""
+    """Text → image or video, or text and a first frame ``given`` uint8 ``[h w c]`` → video; uint8 ``[1 h w c]`` or
+    ``[1 t h w c]``."""
     pipeline = getattr(diffusers, ask["class"]).from_pretrained(ask["folder"])
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(ask["seed"])
-    made = pipeline(ask["prompt"], **ask["call"], generator=generator, output_type="np")
+    begin = {"image": Image.fromarray(given)} if given.size else {}
+    made = pipeline(prompt=ask["prompt"], **begin, **ask["call"], generator=generator, output_type="np")
     pixels = np.asarray(made.frames if hasattr(made, "frames") else made.images)
     return (pixels * 255).round().astype(np.uint8), {name: getattr(pipeline, name) for name in ask["parts"]}
 

@@ -251,6 +251,7 @@ def clips(
     *,
     backbone: Any,
     prompts: Sequence[str],
+    images: np.ndarray | None = None,
     seeds: Sequence[int],
     negative_prompt: str = "",
     guidance_scale: float = CLIP_GUIDANCE,
@@ -260,16 +261,43 @@ def clips(
     num_inference_steps: int = STEPS,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Clips uint8 ``[b t h w c]`` by a text → video model's vanilla pipeline, one per prompt and seed.
+    """Clips uint8 ``[b t h w c]`` by a text → video or image → video model's vanilla pipeline, one per prompt and seed.
+
+    Args:
+        images: first frames, uint8 ``[b h w c]`` of the clips' size, for a model that starts from an image; its
+            pipeline makes one clip at a time.
 
     Raises:
-        UserError: a size or a number of frames that the codec cannot hold, a prompt longer than the tower's limit.
+        UserError: a size or a number of frames that the codec cannot hold, a prompt longer than the tower's limit; a
+            first frame for a model of text alone, or none for one of images.
     """
     frames = backbone.num_frames if num_frames is None else num_frames
     backbone.check_frames(frames)
+    check_start(backbone, images is not None)
     how: dict[str, Any] = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale, "num_frames": frames}
     how |= {"height": height, "width": width, "num_inference_steps": num_inference_steps}
-    return to_bytes(np.asarray(_asked(backbone, prompts, seeds, progress, **how).frames))
+    if images is None:
+        return to_bytes(np.asarray(_asked(backbone, prompts, seeds, progress, **how).frames))
+    _check_counts(prompts, images, seeds)
+    made = [
+        _asked(backbone, [prompt], [seed], progress, image=Image.fromarray(image), **how).frames
+        for prompt, image, seed in zip(prompts, images, seeds, strict=True)
+    ]
+    return to_bytes(np.concatenate(made))
+
+
+def starts_from_image(backbone: Any) -> bool:
+    """Whether a model of clips is told its first frame beside the words."""
+    return getattr(backbone, "starts_from", "text") == "image"
+
+
+def check_start(backbone: Any, given: bool) -> None:
+    """Raises UserError for a first frame that a model of clips has no place for, or one that it lacks."""
+    wanted = starts_from_image(backbone)
+    if wanted and not given:
+        raise UserError("sample", "no first frame", "one, for this model starts from an image", "give an image")
+    if given and not wanted:
+        raise UserError("sample", "a first frame", "none, for this model starts from text alone", "leave it out")
 
 
 @torch.no_grad()
@@ -315,7 +343,7 @@ def _asked(
     backbone.check_prompts([*prompts, negative_prompt])  # vanilla would cut a long prompt
     with evaluating(backbone):
         return pipeline(
-            list(prompts),
+            prompt=list(prompts),
             negative_prompt=[negative_prompt] * len(prompts) if negative_prompt else None,
             height=height,
             width=width,

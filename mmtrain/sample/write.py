@@ -26,7 +26,7 @@ from mmtrain.errors import UserError
 from mmtrain.sample import watermark
 from mmtrain.sample.chunks import check_overlap, long_video
 from mmtrain.sample.files import Files
-from mmtrain.sample.generate import Progress, VideoSampler, clips, images, to_bytes
+from mmtrain.sample.generate import Progress, VideoSampler, clips, images, starts_from_image, to_bytes
 from mmtrain.sample.int8 import hold
 from mmtrain.sample.mp4 import contact_sheet
 from mmtrain.sample.provenance import LABEL
@@ -161,23 +161,49 @@ def _of_text(
     picture: np.ndarray | None,
     first_frame: str | None,
 ) -> Maker:
-    """Pictures or clips by a model that reads text alone."""
-    still = backbone.makes == "image"
+    """Pictures or clips by a model that reads text; clips also by one that is told their first frame too."""
+    still, starts = backbone.makes == "image", starts_from_image(backbone)
     alien = {"--image": picture is not None, "--first-frame": first_frame not in (None, "none")}
+    alien = {} if starts else alien
     strange = ["overlap", "decode_chunk_size", *(["num_frames"] if still else [])]
     alien |= {f"--{name.replace('_', '-')}": name in given for name in strange}
     wanted = "a model of video" if still else "a model that starts from a picture"
+    kind = "pictures" if still else "one clip at a time" if starts else "text alone"
     for option in (name for name, came in alien.items() if came):
-        raise UserError(option, f"{where}, a model of {'pictures' if still else 'text alone'}", wanted, "leave it out")
-    if not prompts:
+        raise UserError(option, f"{where}, a model of {kind}", wanted, "leave it out")
+    if not prompts and not starts:
         raise UserError(where, "no prompt", "what to show", "add --prompt")
     backbone.check_prompts(prompts)  # the last prompt's fault is said before the first picture
+    height, width = (given.get(name, own) for name, own in zip(("height", "width"), backbone.size, strict=True))
+    begin = _first_frames(where, height, width, picture, first_frame) if starts else None
 
     def make(prompt: str | None, seed: int, told: Progress) -> np.ndarray:
-        how: dict[str, Any] = {"prompts": [str(prompt)], "seeds": [seed], "progress": told, **given}
+        how: dict[str, Any] = {"prompts": [prompt or ""], "seeds": [seed], "progress": told, **given}
+        if begin is not None:
+            how["images"] = begin(prompt or "", seed)
         return images(backbone=backbone, **how) if still else clips(backbone=backbone, **how)[0]
 
     return make
+
+
+def _first_frames(
+    where: str, height: int, width: int, picture: np.ndarray | None, first_frame: str | None
+) -> Callable[[str, int], np.ndarray]:
+    """What gives the first frame ``[1 h w c]`` of a prompt and a seed: a picture, or a Stable Diffusion that draws."""
+    if picture is not None:
+        fitted = _fitted(picture, height, width)
+        return lambda prompt, seed: fitted
+    if first_frame in (None, "none"):
+        fix = "add --image, or have it drawn with --first-frame"
+        raise UserError(where, "no first frame", "one, for this model starts from an image", fix)
+    drawing = StableDiffusion(path=config.shipped("sd") if first_frame == "sd" else str(first_frame))
+    how: dict[str, Any] = {"backbone": drawing, "height": height, "width": width}
+    return lambda prompt, seed: images(prompts=[prompt], seeds=[seed], **how)
+
+
+def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture cut to a clip's shape and brought to its size, ``[1 h w c]``."""
+    return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.BICUBIC))[None]
 
 
 def _videos(
@@ -200,8 +226,7 @@ def _videos(
     how: dict[str, Any] = {"first_frames": "none" if drawing is None else "generate"}
     how["tokens"] = "image" if backbone.text is None and prior is None else "text"
     if picture is not None:
-        size = (given.get("width", sampler.side), given.get("height", sampler.side))
-        how["images"] = np.asarray(ImageOps.fit(Image.fromarray(picture), size, Image.Resampling.BICUBIC))[None]
+        how["images"] = _fitted(picture, given.get("height", sampler.side), given.get("width", sampler.side))
 
     length = int(sampler.pipeline.unet.config.num_frames)
     long = given.get("num_frames", length) > length

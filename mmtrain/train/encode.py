@@ -1,6 +1,8 @@
 """A recipe's encoder over its shards, by as many processes as its trainer has devices; see `data/cache.py`."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,37 @@ from mmtrain.train.schedule import Fit
 def stored(backbone: Any) -> torch.dtype:
     """What floating-point outputs of a backbone are kept as."""
     return backbone.stored if isinstance(backbone, Aligned) else torch.float16
+
+
+def place_of(schedule: Fit) -> torch.device:
+    """Where this process computes, as Lightning chooses: the accelerator at hand, unless the CPU is asked for."""
+    if schedule.accelerator == "cpu" or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return torch.device(kind.type, torch.accelerator.current_device_index())
+
+
+@contextmanager
+def encoding(backbone: Any, place: torch.device) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+    """Inside, what encodes frames at a place: from the first on, copies of the parts that `encode` asks stand there.
+    Afterwards the backbone has its own parts again, which were never moved."""
+    names = getattr(backbone, "encoders", None) or [name for name, _ in backbone.named_children()]
+    own: dict[str, Any] = {}
+
+    def on_place(frames: Tensor) -> dict[str, Tensor]:
+        if place.type != "cpu" and not own:
+            own.update({name: part for name in names if (part := getattr(backbone, name)) is not None})
+            for name, part in own.items():
+                setattr(backbone, name, copy.deepcopy(part).to(place))
+        found: dict[str, Tensor] = backbone.encode(frames.to(place))
+        return found
+
+    try:
+        yield on_place
+    finally:
+        for name, part in own.items():
+            setattr(backbone, name, part)
 
 
 def encode(cfg: DictConfig, folder: Path, batch_size: int, progress: Callable[[int, int], None]) -> Path | None:

@@ -17,7 +17,8 @@ def explained(error: Exception) -> UserError | None:
         return error
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in _MEMORY):
-        fix = "halve trainer.batch_size, or dataset.size and num_frames; bf16-mixed halves it on a GPU; then --resume"
+        fix = "trainer.accumulate=2 or more, which cuts a batch into pieces and leaves its gradients as they are; on a "
+        fix += "GPU trainer.precision=bf16-mixed; else a smaller dataset.size or num_frames; then --resume"
         return Failure("memory", text[:160] or "there was not enough", "a step that fits", fix)
     if isinstance(error, OSError) and error.errno in _DISK:
         fix = "make room or mend it, then go on with --resume: the last checkpoint is whole"

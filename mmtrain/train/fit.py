@@ -21,7 +21,7 @@ from mmtrain.errors import UserError
 from mmtrain.run import Run, checkpoints, resolved
 from mmtrain.threads import as_many_as_pay
 from mmtrain.train import checkpoint
-from mmtrain.train.encode import stored
+from mmtrain.train.encode import encoding, place_of, stored
 from mmtrain.train.failures import explained
 from mmtrain.train.held import hold, idle, set_aside
 from mmtrain.train.launch import Ranks, is_to_be_started, joined, start
@@ -132,9 +132,11 @@ def _encoded(cfg: DictConfig, pixels: Source, backbone: Any, schedule: Fit, voic
     encoder_id = backbone.encoder_id
     folder = place(cfg.cache, pixels, encoder_id, kept)
     shown = _Encoding(voice)
-    how = {"encode": backbone.encode, "encoder_id": encoder_id, "batch_size": 8, "dtype": kept}
-    with nullcontext() if schedule.threads != "auto" or folder.exists() else as_many_as_pay(_trial(pixels, backbone)):
-        encode_shards(pixels, folder, **how, progress=shown)
+    here = place_of(schedule)
+    how: dict[str, Any] = {"encoder_id": encoder_id, "batch_size": 8, "dtype": kept, "progress": shown}
+    measured = schedule.threads == "auto" and here.type == "cpu" and not folder.exists()
+    with as_many_as_pay(_trial(pixels, backbone)) if measured else nullcontext(), encoding(backbone, here) as encode:
+        encode_shards(pixels, folder, encode=encode, **how)
     source = Source(
         shards=str(folder),
         window=pixels.window,

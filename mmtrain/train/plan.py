@@ -39,8 +39,9 @@ class Settings:
     """What a step's cost depends on besides the model.
 
     Attributes:
-        batch_size: samples of a step, all pieces together.
-        pieces: in how many it goes through the network.
+        batch_size: samples of a step, all devices and pieces together.
+        pieces: in how many a device's share goes through the network.
+        ranks: devices that share a batch evenly, on all machines.
     """
 
     batch_size: int
@@ -49,22 +50,28 @@ class Settings:
     width: int
     sixteen: bool
     pieces: int = 1
+    ranks: int = 1
+
+    @property
+    def share(self) -> int:
+        """Samples of a step on one device."""
+        return self.batch_size // self.ranks
 
     @property
     def piece(self) -> int:
         """Samples of the largest piece (`objective/whole.py`: `pieces_of`)."""
-        return -(-self.batch_size // self.pieces)
+        return -(-self.share // self.pieces)
 
 
 @dataclass
 class Plan:
-    """A run in numbers; bytes unless said otherwise.
+    """A run in numbers; bytes on each of its devices unless said otherwise.
 
     Attributes:
         parts: weights of each part of the backbone.
         trainable, frozen: weights.
         phases: bytes at the worst moment of each.
-        flops: of one step, or 0 where the family has no outline of a step.
+        flops: of one step on one device, or 0 where the family has no outline of a step.
         samples: of the data set, or None where it is not there yet.
         disk: what is written.
     """
@@ -162,8 +169,12 @@ def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings
         backbone.check_frames(int(frames))
     trainer = cfg.trainer
     sixteen = str(trainer.get("precision", "32-true")) != "32-true"
-    pieces = min(int(trainer.get("accumulate", 1)), int(trainer.batch_size))
-    return Settings(int(trainer.batch_size), int(frames), height, width, sixteen, pieces)
+    ranks = int(trainer.get("devices", 1)) * int(trainer.get("num_nodes", 1))
+    if trainer.batch_size % ranks:
+        wanted = f"a batch that {ranks} devices share evenly"
+        raise UserError("trainer.batch_size", str(trainer.batch_size), wanted, f"give a multiple of {ranks}")
+    pieces = min(int(trainer.get("accumulate", 1)), int(trainer.batch_size) // ranks)
+    return Settings(int(trainer.batch_size), int(frames), height, width, sixteen, pieces, ranks)
 
 
 # phases ---------------------------------------------------------------------------------------------------------------
@@ -211,7 +222,7 @@ def step(backbone: Any, settings: Settings) -> Tally:
                 torch.autograd.backward(error.square().flatten(1).mean(1).mean())
 
     cost = measured(work, outline=True)
-    cost.flops = cost.flops * settings.batch_size // (done * settings.piece)
+    cost.flops = cost.flops * settings.share // (done * settings.piece)
     backbone.network.zero_grad()
     return cost
 
@@ -289,10 +300,10 @@ def what_fits(cfg: DictConfig, made: Plan, device: Device) -> Settings | None:
 def _nearer(asked: Settings) -> Iterator[Settings]:
     """From little changed to much: 16 bits, then ever more pieces with them; the gradients stay those of the batch."""
     pieces = asked.pieces
-    while pieces < asked.batch_size:
+    while pieces < asked.share:
         yield replace(asked, pieces=pieces, sixteen=True)
         pieces *= 2
-    yield replace(asked, pieces=asked.batch_size, sixteen=True)
+    yield replace(asked, pieces=asked.share, sixteen=True)
 
 
 def words(made: Plan, device: Device, fit: Settings | None = None) -> list[str]:
@@ -306,8 +317,9 @@ def words(made: Plan, device: Device, fit: Settings | None = None) -> list[str]:
     s = made.settings
     lines = [f"weights: {made.trainable:,} train, {made.frozen:,} are frozen"]
     lines += [f"  {name}: {count:,}" for name, count in made.parts.items()]
-    shape = f"{s.batch_size} × {s.frames} frames of {s.height} × {s.width}"
+    shape = f"{s.share} × {s.frames} frames of {s.height} × {s.width}"
     shape += f" in {s.pieces} pieces" if s.pieces > 1 else ""
+    shape += f" on each of {s.ranks} devices" if s.ranks > 1 else ""
     lines.append(f"memory at {shape}, {'mixed 16' if s.sixteen else '32'} bits:")
     lines += [f"  {name}: {_size(count)}" for name, count in made.phases.items()]
     limit = SPARE * device.memory
@@ -347,8 +359,10 @@ def _time(made: Plan, device: Device) -> str:
     if slow < 1e-3:
         return f"time: {made.flops / 1e9:.3g} GFLOP a step: less than starting them takes; the data sets the pace"
     total = f"{_duration(fast * made.steps)} to {_duration(slow * made.steps)} for {made.steps:,} steps"
+    ranks = made.settings.ranks
+    many = f" on each of {ranks} devices" if ranks > 1 else ""
     return (
-        f"time: {made.flops / 1e12:.3g} TFLOP a step; on {device.name} at {SHARES[1]:.0%} to {SHARES[0]:.0%} of "
+        f"time: {made.flops / 1e12:.3g} TFLOP a step{many}; on {device.name} at {SHARES[1]:.0%} to {SHARES[0]:.0%} of "
         f"its {peak / 1e12:.3g} TFLOP/s {fast:.3g} to {slow:.3g} s a step, {total}"
     )
 

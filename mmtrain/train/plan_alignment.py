@@ -61,7 +61,7 @@ def phases(made: "Plan", cfg: DictConfig, backbone: Aligned, held: int, state: i
     made.flops = cost.flops
     made.phases["step"] = held + state + cost.peak
     if cfg.get("preview") is not None:
-        shown = replace(made.settings, batch_size=SCORED)
+        shown = replace(made.settings, batch_size=SCORED, ranks=1)
         made.phases["preview"] = held + state + max(_seen(backbone, shown).peak, _read(backbone).peak)
 
 
@@ -70,7 +70,7 @@ def step(cfg: DictConfig, backbone: Aligned, settings: "Settings") -> Tally:
     objective = config.build(cfg.objective)
     _speak_in_shapes(backbone)
     if cfg.get("cache") is not None and backbone.text_is_frozen:
-        captions = _captions(settings.batch_size)
+        captions = _captions(settings.share)
         backbone.recall(captions, torch.empty(len(captions), backbone.widths[0], device="meta"))
     made = _batch(cfg, backbone, settings)
 
@@ -118,11 +118,11 @@ def _low(value: Any) -> Any:
 
 def _batch(cfg: DictConfig, backbone: Aligned, settings: "Settings") -> Callable[[], Batch]:
     """What makes a run's batch, of pixels or of what the cache holds of them."""
-    count = settings.batch_size
+    count = settings.share
     captions = _captions(count)
     if cfg.get("cache") is None:
         return lambda: Batch(captions, list(range(count)), captions, _frames(settings))
-    features = backbone.encode(_frames(replace(settings, batch_size=1)))[FEATURES].expand(count, -1, -1)
+    features = backbone.encode(_frames(replace(settings, batch_size=1, ranks=1)))[FEATURES].expand(count, -1, -1)
     return lambda: Batch(captions, list(range(count)), captions, None, {FEATURES: torch.empty_like(features)})
 
 
@@ -131,12 +131,12 @@ def _captions(count: int) -> list[str]:
 
 
 def _frames(settings: "Settings") -> Tensor:
-    return torch.empty(settings.batch_size, settings.frames, 3, settings.height, settings.width, device="meta")
+    return torch.empty(settings.share, settings.frames, 3, settings.height, settings.width, device="meta")
 
 
 def _seen(backbone: Aligned, settings: "Settings") -> Tally:
     """The cost of encoding as many clips as are encoded at once."""
-    frames = _frames(replace(settings, batch_size=min(ENCODED, settings.batch_size)))
+    frames = _frames(replace(settings, batch_size=min(ENCODED, settings.share), ranks=1))
     return measured(lambda: backbone.encode(frames), outline=True)
 
 

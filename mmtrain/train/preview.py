@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, clips, images
+from mmtrain.sample.generate import VideoSampler, check_start, clips, images, starts_from_image
 from mmtrain.sample.mp4 import contact_sheet, write_mp4
 from mmtrain.train.loggers import Loggers
 from mmtrain.train.module import TrainModule
@@ -73,11 +73,27 @@ class Preview(pl.Callback):
             return images(backbone=backbone, prompts=self.prompts, **how)[:, None]
         if makes != "video":
             raise UserError("preview", f"a {type(backbone).__name__}", "a model that samples", "set preview=null")
-        if not isinstance(backbone, StableVideoDiffusion):
-            return clips(backbone=backbone, prompts=self.prompts, **how)
+        if starts_from_image(backbone) and self.drawing is None:
+            wanted = "who draws the first frames that this model starts from"
+            raise UserError("preview.sd", "null", wanted, "name a Stable Diffusion, or set preview=null")
         if self.drawing is not None and self.first is None:
-            self.first = images(backbone=self.drawing, prompts=self.prompts, seeds=how["seeds"])
+            self.first = images(backbone=self.drawing, prompts=self.prompts, seeds=how["seeds"], **self._size(backbone))
+        if not isinstance(backbone, StableVideoDiffusion):
+            return clips(backbone=backbone, prompts=self.prompts, images=self.first, **how)
         return VideoSampler(backbone=backbone).video(prompts=self.prompts, images=self.first, **how)
+
+    @staticmethod
+    def _size(backbone: Any) -> dict[str, Any]:
+        """Of first frames: as the model that draws them has it, save for one that starts from pictures of clips' size.
+
+        Raises:
+            UserError: a model that starts from text alone.
+        """
+        if isinstance(backbone, StableVideoDiffusion):
+            return {}
+        check_start(backbone, given=True)
+        height, width = backbone.size
+        return {"height": height, "width": width}
 
     def _write(self, trainer: pl.Trainer, step: int, clips: np.ndarray) -> None:
         assert self.folder is not None

@@ -27,8 +27,7 @@ from mmtrain.objective.denoise import Denoise
 from mmtrain.rng import Rng
 
 Open = Callable[[], Any]
-FRAMES = {"wan": 3}
-SIDES = {"wan": 16}
+SIDES = {"wan": 16, "wan_i2v": 16, "wan_i2v_by_token": 16}
 ADAPTERS = {
     "lora": {"targets": "attention", "rank": 2},
     "dora": {"targets": "attention", "rank": 2, "dora": True},
@@ -37,7 +36,7 @@ ADAPTERS = {
     "oft": {"targets": "attention", "block": 2},
     "gated": {"width": 8, "heads": 2},
 }
-FAMILIES = ("sd", "sdxl", "svd", "animatediff", "wan", "prior")
+FAMILIES = ("sd", "sdxl", "svd", "animatediff", "wan", "wan_i2v", "wan_i2v_by_token", "prior")
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +46,9 @@ def opened(family: Callable[[str], Path], tiny_sd: Path, tiny_svd: Path, tiny_cl
         "sdxl": lambda: StableDiffusionXL(path=str(family("sdxl"))),
         "svd": lambda: StableVideoDiffusion(path=str(tiny_svd)),
         "animatediff": lambda: moving(AnimateDiff(path=str(family("animatediff")), num_frames=3)),
-        "wan": lambda: Wan(path=str(family("wan")), num_frames=3),
+        "wan": lambda: Wan(path=str(family("wan")), num_frames=5),
+        "wan_i2v": lambda: Wan(path=str(family("wan_i2v")), num_frames=5, starts_from="image"),
+        "wan_i2v_by_token": lambda: Wan(path=str(family("wan_i2v_by_token")), num_frames=5, starts_from="image"),
         "prior": lambda: Prior(path=str(family("prior"))),
     }
     return lambda name: makers[name]()
@@ -64,8 +65,8 @@ def moving(model: Any) -> Any:
 
 @cache
 def batch(name: str) -> Batch:
-    side = SIDES.get(name, 64)
-    pixels = torch.rand(2, 3, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    side, frames = SIDES.get(name, 64), 5 if name.startswith("wan") else 3
+    pixels = torch.rand(2, frames, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return Batch(["x", "y"], [0, 1], ["a red circle", "a blue square"], pixels)
 
 

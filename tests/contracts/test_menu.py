@@ -30,6 +30,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "prior": {"path": "kandinsky-community/kandinsky-2-2-prior"},
     "sdxl": {"path": "stabilityai/stable-diffusion-xl-base-1.0"},
     "wan": {"path": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"},
+    "wan_i2v": {"path": "Wan-AI/Wan2.2-TI2V-5B-Diffusers"},
 }
 """Published models, built as outlines, for options without a default."""
 

@@ -116,7 +116,7 @@ def test_memory_that_runs_out_comes_with_advice(
     assert cli.main(tiny.words(shards, tmp_path)) == 1
     told = capsys.readouterr().err
     assert told.count("mmtrain: memory: ") == 1
-    assert "halve trainer.batch_size" in told
+    assert "trainer.accumulate=2 or more" in told
     assert "Traceback" not in told
 
 

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from mmtrain import cli
+from mmtrain.config import check, compose
+from mmtrain.config.gate import Gate, parse
 from mmtrain.errors import UserError
-from mmtrain.evaluate.gates import Gate, from_file, judged, lines, parse, refuse_silent, told
+from mmtrain.evaluate.gates import from_file, judged, lines, refuse_silent, told
 
 
 def row(number: str, mean: float, half: float = 0.1, group: str = "one object") -> dict[str, Any]:
@@ -48,6 +51,18 @@ def test_without_a_group_it_holds_for_all_and_with_one_for_that_alone():
             refuse_silent([parse(line)], table)
         assert judged([parse(line)], table) == []
     refuse_silent([parse("motion >= 9")], table)
+
+
+def test_a_line_of_a_recipe_that_is_no_gate_is_found_before_anything_is_built(capsys: pytest.CaptureFixture[str]):
+    """Among all other faults, each by its place, by what checks a recipe and by what trains it."""
+    for verb in ("check", "train"):
+        words = ["gates=['motion >= 0.5','motion > 0.5','colour >= much',3]", "optim.lr=fast"]
+        assert cli.main([verb, "sd_lora", "dataset.shards=nowhere", *words]) == 2
+        told = capsys.readouterr().err
+        for fault in ("gates[1]: 'motion > 0.5'", "gates[2]: 'colour >= much'", "gates[3]: 3", "optim.lr: 'fast'"):
+            assert fault in told
+        assert "gates[0]" not in told
+    assert not check(compose("sd_lora", ["gates=['one object: motion difference >= -0.05']"]))
 
 
 def test_gates_from_a_file(tmp_path: Path):

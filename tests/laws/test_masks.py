@@ -20,6 +20,7 @@ from mmtrain.data.source import Source
 from mmtrain.errors import UserError
 from mmtrain.objective.denoise import Denoise
 from mmtrain.rng import Rng
+from tests.laws.denoising import latents_and_error
 
 POSITIONS = [4, 5]
 CAPTIONS = ["a red circle", "a blue square"]
@@ -111,25 +112,14 @@ def test_transparency_of_a_mask_is_black():
 # the loss -------------------------------------------------------------------------------------------------------------
 
 
+def pair(frames: torch.Tensor, masks: torch.Tensor | None = None) -> Batch:
+    return Batch(["x", "y"], POSITIONS, CAPTIONS, frames, masks=masks)
+
+
 def loss(model: Any, frames: torch.Tensor, masks: torch.Tensor | None, **how: Any) -> torch.Tensor:
-    batch = Batch(["x", "y"], POSITIONS, CAPTIONS, frames, masks=masks)
     with torch.no_grad():
-        return Denoise(drop_text=0.0, drop_image=0.0, **how)(model, batch, Rng(0, 0, POSITIONS)).per_sample
-
-
-def wrong(model: Any, frames: torch.Tensor) -> torch.Tensor:
-    """Squared error of each element of the latents, with the loss's own weight of the level."""
-    rng, keep = Rng(0, 0, POSITIONS), torch.zeros(2, dtype=torch.bool)
-    with torch.no_grad():
-        encoded = model.encode(frames)
-        z = model.draw_latents(encoded, rng)
-        level, noise = Denoise().draw(model, rng), rng.normal("noise", z.shape[1:])
-        condition = model.condition(encoded, CAPTIONS, drop_text=keep, drop_image=keep)
-        alpha, sigma = (v.view(-1, *[1] * (z.ndim - 1)).float() for v in model.schedule.signal(level))
-        kind = model.schedule.kind
-        aim = z if kind == "sample" else alpha * noise - sigma * z
-        error = (model.predict(alpha * z + sigma * noise, level, condition) - aim) ** 2
-        return error * model.schedule.weight(level).float().view(-1, *[1] * (z.ndim - 1))
+        given = pair(frames, masks)
+        return Denoise(drop_text=0.0, drop_image=0.0, **how)(model, given, Rng(0, 0, POSITIONS)).per_sample
 
 
 @pytest.mark.parametrize("family", ["sd", "svd"])
@@ -137,7 +127,7 @@ def test_a_masked_loss_is_the_mean_over_what_the_mask_leaves(family: str, tiny_s
     model: Any = StableDiffusion(path=str(tiny_sd)) if family == "sd" else StableVideoDiffusion(path=str(tiny_svd))
     frames = torch.rand(2, 1 if family == "sd" else 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     masks = torch.stack([torch.from_numpy(HALF).float() / 255, torch.ones(64, 64)])
-    plain, error = loss(model, frames, None), wrong(model, frames)
+    plain, error = loss(model, frames, None), latents_and_error(model, pair(frames))[1]
     assert torch.equal(loss(model, frames, masks), plain)  # unless it is asked for
     only = loss(model, frames, masks, unmasked_weight=0.0)
     torch.testing.assert_close(only[0], error[0][..., : error.shape[-1] // 2].mean(), rtol=1e-5, atol=1e-7)
@@ -152,11 +142,11 @@ def test_a_mask_of_what_moves_multiplies_its_weight(tiny_svd: Path):
     model = StableVideoDiffusion(path=str(tiny_svd))
     frames = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     masks = torch.from_numpy(HALF).float().expand(2, 64, 64) / 255
-    z = model.draw_latents(model.encode(frames), Rng(0, 0, POSITIONS))
+    z, error = latents_and_error(model, pair(frames))
     weights = 1 + 3 * (z - z[:, :1]).abs().mean(2, keepdim=True)
     weights[..., weights.shape[-1] // 2 :] = 0
     weights = weights.expand_as(z)
-    each = (wrong(model, frames) * weights).sum((1, 2, 3, 4)) / weights.sum((1, 2, 3, 4))
+    each = (error * weights).sum((1, 2, 3, 4)) / weights.sum((1, 2, 3, 4))
     got = loss(model, frames, masks, motion_weight=3.0, unmasked_weight=0.0)
     torch.testing.assert_close(got, each, rtol=1e-5, atol=1e-7)
 

@@ -15,6 +15,7 @@ from mmtrain import cli, config
 from mmtrain.artifact import attached
 from mmtrain.backbone import outline
 from mmtrain.data.shards import write_world
+from mmtrain.errors import UserError
 from mmtrain.train import plan as planning
 from mmtrain.train.devices import Device, device
 from mmtrain.train.lighten import lighten
@@ -54,6 +55,16 @@ def test_a_real_model_has_as_many_weights_as_were_published(name: str, part: str
     built = outline.model(CLASSES[facts["index"]["_class_name"]][part], facts["ids"][0], part)
     assert all(w.is_meta for w in built.parameters())
     assert sum(w.numel() for w in built.parameters()) == facts["parameters"][part]
+
+
+@pytest.mark.parametrize(
+    ("path", "billions"), [("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 16.4), ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", 5.0)]
+)
+def test_a_wan_of_images_has_as_many_weights_as_its_card_says(path: str, billions: float):
+    made, _ = planning.outline(recipe("wan_lora", "backbone=wan_i2v", f"backbone.path={path}"))
+    assert all(w.is_meta for w in made.network.parameters())
+    own = sum(w.numel() for n, w in made.network.named_parameters() if "lora_" not in n)
+    assert round(own / 1e9, 1) == billions
 
 
 def recipe(name: str, *words: str) -> Any:
@@ -103,6 +114,22 @@ def test_pieces_change_what_is_held_at_once_and_nothing_else(tiny_sd: Path, tmp_
     assert "memory at 8 × 1 frames of 64 × 64 in 3 pieces" in said[1]
 
 
+def test_devices_share_a_batch_and_a_run_sees_as_many_samples(tiny_sd: Path, tmp_path: Path):
+    """On each of four devices a step is that of a quarter of the batch; epochs count the whole batch."""
+    shards = write_world(tmp_path / "stills", split="train", count=6, seed=0, stills=True)
+    words = [f"backbone.path={tiny_sd}", f"dataset.shards={shards}", "dataset.num_frames=1", "dataset.stride=1"]
+    words += ["trainer.steps=3"]
+    spread = ["trainer.devices=2", "trainer.num_nodes=2", "trainer.batch_size=8"]
+    many, one = (planning.plan(recipe("sd_lora", *words, *more)) for more in (spread, ["trainer.batch_size=2"]))
+    assert many.phases["step"] == one.phases["step"]
+    assert many.flops == one.flops
+    said = "\n".join(planning.words(many, Device("a card", 1 << 40, 1e12, 2e12)))
+    assert "memory at 2 × 1 frames of 64 × 64 on each of 4 devices" in said
+    assert "epochs: 4 of 6 samples" in said
+    with pytest.raises(UserError, match="4 devices share evenly"):
+        planning.plan(recipe("sd_lora", *words, *spread[:2], "trainer.batch_size=6"))
+
+
 def test_the_longest_bucket_is_planned_for():
     cut = ["dataset=bucketed", "dataset.shards=nowhere", "dataset.buckets.side=64", "dataset.buckets.multiple=16"]
     cfg = recipe("sd_lora", "backbone=svd", "dataset.buckets.num_frames=[3, 5]", *cut)
@@ -147,8 +174,8 @@ def test_what_does_not_fit_is_said_with_the_settings_that_would(tiny_svd: Path):
 
 FAULTS = {
     "sd_lora dataset.size=62": "multiples of",
-    "sd_lora backbone=wan_fresh dataset.num_frames=8": "one more than a multiple of 2",
-    "sd_lora backbone=wan_fresh backbone.num_frames=8": "one more than a multiple of 2",
+    "sd_lora backbone=wan_fresh dataset.num_frames=8": "one more than a multiple of 4",
+    "sd_lora backbone=wan_fresh backbone.num_frames=8": "one more than a multiple of 4",
     "sd_lora adapters.style.alpha=0": "alpha > 0",
     "sd_lora adapters.style.targets=[*.nowhere]": "matches no layer",
     "sd_lora adapters.style.targets=temporal": "one of attention",
@@ -190,7 +217,8 @@ def test_this_machine_is_a_device():
 def test_every_family_of_the_menu_is_outlined(tiny_clip: Path):
     """LoRA on each denoiser, and motion modules, with no data and no weights."""
     motion = "adapter@adapters.style=motion_modules"
-    lora = [["sd_lora", f"backbone={name}_fresh"] for name in ("sdxl", "animatediff", "wan", "prior")]
+    names = ("sdxl", "animatediff", "wan", "wan_i2v", "prior")
+    lora = [["sd_lora", f"backbone={name}_fresh"] for name in names]
     for name, *changes in [*lora, [*lora[1], motion], ["svd_text_bridge"]]:
         made = planning.plan(recipe(name, "dataset.shards=nowhere", "dataset.num_frames=5", *changes))
         assert made.flops > 0

@@ -243,6 +243,15 @@ def test_any_curve_can_be_drawn(values: list[float]):
     assert "<svg" in curves.figure("x", (np.arange(len(values)) + 1.0, np.array(values)), first=False)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 12, 13, 600])
+def test_steps_are_counted_in_whole_numbers(count: int):
+    steps = np.arange(count) + 1.0
+    drawn = curves.figure("loss", (steps, 1 / steps), first=True)
+    labels = re.findall(r'<span class="x" style="left:[\d.]+%">([^<]*)</span>', drawn)
+    assert len(labels) >= 2
+    assert all(label.isdecimal() for label in labels), labels
+
+
 def test_a_single_value_is_a_dot_and_more_are_a_line():
     """SVG draws a path that only moves as nothing."""
     one = curves.figure("x", (np.array([3.0]), np.array([0.5])), first=False)

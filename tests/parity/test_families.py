@@ -184,7 +184,7 @@ CALL = {"num_inference_steps": 2, "guidance_scale": 3.0}
 PICTURES = {"sdxl": (StableDiffusionXL, "StableDiffusionXLPipeline", {})}
 FILMS: dict[str, Any] = {
     "animatediff": (AnimateDiff, "AnimateDiffPipeline", {"num_frames": 3}),
-    "wan": (Wan, "WanPipeline", {"num_frames": 3}),
+    "wan": (Wan, "WanPipeline", {"num_frames": 5}),
 }
 
 
@@ -227,7 +227,7 @@ def test_two_experts_share_the_levels(family: Family, tmp_path: Path):
         Wan(path=str(family("wan")), expert="low")
 
 
-@pytest.mark.parametrize(("name", "count"), [("wan", 4), ("wan", 0), ("animatediff", 9)])
+@pytest.mark.parametrize(("name", "count"), [("wan", 4), ("wan", 3), ("wan", 0), ("animatediff", 9)])
 def test_frame_counts_that_a_model_was_not_made_for_are_refused(family: Family, name: str, count: int):
     with pytest.raises(UserError, match="num_frames"):
         FILMS[name][0](path=str(family(name)), num_frames=count)
@@ -236,7 +236,7 @@ def test_frame_counts_that_a_model_was_not_made_for_are_refused(family: Family, 
 @pytest.mark.parametrize(("name", "side"), [("animatediff", 60), ("wan", 20)])
 def test_sizes_that_a_codec_cannot_divide_are_refused(family: Family, name: str, side: int):
     with pytest.raises(UserError, match="multiples of 8"):
-        FILMS[name][0](path=str(family(name)), **FILMS[name][2]).encode(torch.zeros(1, 3, 3, side, side))
+        FILMS[name][0](path=str(family(name)), **FILMS[name][2]).encode(torch.zeros(1, 5, 3, side, side))
 
 
 def test_motion_modules_of_another_network_are_refused(family: Family, tiny_sd: Path, tmp_path: Path):
