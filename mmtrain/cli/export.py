@@ -18,15 +18,26 @@ def add(verbs: Any) -> None:
     text = "an evaluation of what is exported; without one whose gates all passed nothing is written (exit status 1)"
     verb.add_argument("--gate", metavar="EVALUATION", type=Path, help=text)
     verb.add_argument("--dtype", choices=["fp16", "fp32"], default="fp32")
+    text = "repository, as in org/name (private where this makes it), that a proved export is uploaded to"
+    verb.add_argument("--push-to-hub", metavar="NAME", help=text)
 
 
 def _export(args: argparse.Namespace) -> int | None:
     quiet()
     from mmtrain.export.diffusers import export
 
+    if args.push_to_hub is not None:
+        from mmtrain.export.hub import check_name
+
+        check_name(args.push_to_hub)
     if args.gate is not None and not _passed(args.run_folder, args.gate):
         return 1
-    print(export(args.run_folder, args.to, args.dtype, layout=args.format))
+    made = export(args.run_folder, args.to, args.dtype, layout=args.format)
+    print(made)
+    if args.push_to_hub is not None:
+        from mmtrain.export.hub import push
+
+        print(push(made, args.push_to_hub))
     return None
 
 
