@@ -156,9 +156,14 @@ def staged(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+_WIDE = 100
+
+
 def show(found: Mapping[str, Any]) -> None:
-    """Print the tables."""
+    """Print the tables: whole into a pipe or file, which has no width of its own."""
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDE
     for each in table.for_terminal(found["table"]):
         console.print(each)
     for line in lines(found.get("gates", ())):  # older evaluations have none
