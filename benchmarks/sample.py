@@ -2,6 +2,7 @@
 
     make bench-sample
     COMPILE=1 make bench-sample     # torch.compile besides: minutes of compiling, with a C++ compiler
+    ONNX=1 make bench-sample        # the network by ONNX Runtime besides: pip install -e '.[onnx]'
 
 The shipped tiny Stable Diffusion and Stable Video Diffusion, fp32, one thread, in alternate rounds of one process.
 A model that needs four steps is what `objective=consistency` trains; here only the time of its four steps is measured,
@@ -9,8 +10,10 @@ not its pictures. Memory is of the tensors of real calls.
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,8 @@ from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.sdxl import StableDiffusionXL
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.wan import Wan
+from mmtrain.export.onnx import write_onnx
+from mmtrain.sample import onnx
 from mmtrain.sample.generate import VideoSampler, images
 from mmtrain.sample.int8 import hold
 from mmtrain.threads import keep_pages
@@ -48,6 +53,8 @@ def pictures(report: Report, model: StableDiffusion) -> None:
     }
     if os.environ.get("COMPILE") == "1":
         ways[f"{STEPS} steps, one prompt, compiled"] = _compiled(drawn)
+    if os.environ.get("ONNX") == "1":
+        ways[f"{STEPS} steps, one prompt, network by ONNX Runtime"] = _by_onnx_runtime(drawn)
     held = StableDiffusion(path=config.shipped("sd"))
     hold(held)
     ways[f"{STEPS} steps, one prompt, network in int8"] = drawn(1, STEPS, held)
@@ -59,6 +66,13 @@ def _compiled(drawn: Callable[..., Callable[[], float]]) -> Callable[[], float]:
     """Its network has no adapters to fold, and is sampled as it stands."""
     model = StableDiffusion(path=config.shipped("sd"))
     model.unet.forward = torch.compile(model.unet.forward)
+    return drawn(1, STEPS, model)
+
+
+def _by_onnx_runtime(drawn: Callable[..., Callable[[], float]]) -> Callable[[], float]:
+    model = StableDiffusion(path=config.shipped("sd"))
+    with tempfile.TemporaryDirectory() as room:
+        onnx.use(model, write_onnx(model, Path(room), {}))
     return drawn(1, STEPS, model)
 
 

@@ -13,8 +13,9 @@ def add(verbs: Any) -> None:
     verb = add_verb(verbs, "export", _export, "write a run's artifact and a folder that vanilla diffusers opens")
     verb.add_argument("run_folder", metavar="RUN", help="a run's folder, the start of its id, or `latest`")
     verb.add_argument("--to", metavar="DIR", type=Path, help="where to (default: exports/ and the run's name)")
-    text = "merged: a whole model, adapters folded in (default); the others: the LoRA alone, for that program"
-    verb.add_argument("--format", choices=["merged", "diffusers", "peft", "comfyui"], default="merged", help=text)
+    text = "merged: a whole model, adapters folded in (default); onnx: its network; the others: the LoRA alone"
+    formats = ["merged", "diffusers", "peft", "comfyui", "onnx"]
+    verb.add_argument("--format", choices=formats, default="merged", help=f"{text}, for that program")
     text = "an evaluation of what is exported; without one whose gates all passed nothing is written (exit status 1)"
     verb.add_argument("--gate", metavar="EVALUATION", type=Path, help=text)
     verb.add_argument("--dtype", choices=["fp16", "fp32"], default="fp32")

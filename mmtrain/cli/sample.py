@@ -64,6 +64,8 @@ def _sample(args: argparse.Namespace) -> None:
     if made.held is not None:
         before, after = (size / 1e6 for size in made.held)
         print(f"network held in {after:.1f} MB instead of {before:.1f} (--int8)", file=sys.stderr)
+    if made.network is not None:
+        print(f"network by ONNX Runtime ({made.network})", file=sys.stderr)
     print(made.marks, file=sys.stderr)
 
 

@@ -13,12 +13,14 @@ from mmtrain.adapter.bottleneck import bound
 from mmtrain.errors import UserError
 from mmtrain.export.card import card
 from mmtrain.export.lora import Layout, write_lora
+from mmtrain.export.onnx import check, prove_onnx, write_onnx
 from mmtrain.export.peft import can_be_peft, write_peft
 from mmtrain.export.prove import case_of, prove, prove_artifact, prove_peft
 from mmtrain.export.prove_lora import prove_lora
 from mmtrain.run import Run
 
 Dtype = Literal["fp16", "fp32"]
+Format = Literal["merged", "onnx"] | Layout
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -27,14 +29,15 @@ def export(
     to: Path | str | None = None,
     dtype: Dtype = "fp32",
     folder: Path | str = "runs",
-    layout: Literal["merged"] | Layout = "merged",
+    layout: Format = "merged",
 ) -> Path:
     """Write what a run trained, and prove it; a folder that is not proved is not kept.
 
     ``merged`` is a folder that vanilla diffusers or transformers opens, the base with the adapters of its network
-    folded in; the other layouts hold the LoRA alone (`lora.py`). All have a card, ``README.md``. Where the run trained
-    adapters, it is their artifact too (``adapter.safetensors``, ``artifact.json``); of a network with bottlenecks,
-    which nothing can fold in, it is the artifact alone.
+    folded in; ``onnx`` holds the network, adapters folded in, as a file of ONNX (`onnx.py`); the other layouts hold the
+    LoRA alone (`lora.py`). All have a card, ``README.md``. Where the run trained adapters, it is their artifact too
+    (``adapter.safetensors``, ``artifact.json``); of a network with bottlenecks, which ``merged`` cannot fold in, that
+    alone.
 
     Args:
         run: a run's folder, the start of its id, or ``latest``.
@@ -50,6 +53,8 @@ def export(
     target = Path(to) if to is not None else Path("exports") / found.path.resolve().name
     if target.exists():
         raise UserError(str(target), "the folder exists", "a new one", "name another with --to, or remove it")
+    if layout == "onnx":
+        check(DTYPES[dtype])
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.{os.getpid()}.part")
     staging.mkdir()
@@ -61,14 +66,19 @@ def export(
     return target
 
 
-def _write(run: Run, staging: Path, dtype: Dtype, layout: Literal["merged"] | Layout) -> None:
+def _write(run: Run, staging: Path, dtype: Dtype, layout: Format) -> None:
     backbone, adapters = artifact.of_run(run)
     if case_of(backbone) is None:
         raise UserError(
             "export", f"a {type(backbone).__name__}", "a family that can be proved", "add it to export/prove"
         )
     proof = facts = None
-    if layout != "merged":
+    if layout == "onnx":
+        if artifact.is_whole_backbone(adapters):
+            backbone.save(staging, DTYPES[dtype])
+            prove(backbone, staging, DTYPES[dtype])
+        proof = prove_onnx(backbone, write_onnx(backbone, staging, origin(run)))
+    elif layout != "merged":
         file = write_lora(backbone, adapters, layout, staging, origin(run), DTYPES[dtype])
         proof = prove_lora(backbone, file, layout, DTYPES[dtype])
     elif not bound(backbone.network):

@@ -335,8 +335,7 @@ def _asked(
     """What the vanilla pipeline answers. An empty negative prompt is left to it, which may take zeros for it."""
     pipeline = backbone.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    part = next(name for name, module in backbone.parts().items() if module is backbone.network)
-    pipeline.register_modules(**{part: folded(backbone.network)})
+    pipeline.register_modules(**{part_of(backbone): folded(backbone.network)})
     height, width = (own if given is None else given for own, given in zip(backbone.size, (height, width), strict=True))
     _check_counts(prompts, None, seeds, num_inference_steps=num_inference_steps)
     _check_size(height, width, backbone.multiple)
@@ -362,6 +361,11 @@ def _given(images: np.ndarray | None, blank: tuple[int, ...]) -> Any:
     if images.dtype == np.uint8:
         return [Image.fromarray(image) for image in images]
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def part_of(backbone: Any) -> str:
+    """What the network that adapters are attached to is called in its pipeline."""
+    return next(str(name) for name, module in backbone.parts().items() if module is backbone.network)
 
 
 def folded(network: Any) -> Any:

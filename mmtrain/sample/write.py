@@ -23,7 +23,7 @@ from mmtrain.data.decode import BadSample, Look, decode
 from mmtrain.data.index import IMAGES
 from mmtrain.data.shards import refuse_existing
 from mmtrain.errors import UserError
-from mmtrain.sample import watermark
+from mmtrain.sample import onnx, watermark
 from mmtrain.sample.chunks import check_overlap, long_video
 from mmtrain.sample.files import Files
 from mmtrain.sample.generate import Progress, VideoSampler, clips, images, starts_from_image, to_bytes
@@ -40,11 +40,12 @@ Maker = Callable[[str | None, int, Progress], np.ndarray]
 
 class Sampled(NamedTuple):
     """The files, the sheet last; how they are marked, in words; bytes of a network that was held in eight bits, before
-    and after."""
+    and after; the file of a network that ONNX Runtime ran."""
 
     files: list[Path]
     marks: str
     held: tuple[int, int] | None = None
+    network: Path | None = None
 
 
 def sample(
@@ -109,6 +110,13 @@ def sample(
     backbone, facts = opened(where, text=text, strength=strength, mix=mix)
     identity = str(facts["run_id"] or backbone.base["digest"])
     held = hold(backbone) if int8 else None
+    network = onnx.found(where)
+    if network is not None:
+        for option, came in {"--strength": strength != 1, "--mix": bool(mix), "--int8": int8}.items():
+            if came:
+                fix = "leave it out, or export with --format merged"
+                raise UserError(option, f"{where}, whose network is in ONNX", "a network that torch runs", fix)
+        onnx.use(backbone, network)
     make = _maker(where, backbone, asked, given, picture, first_frame, prior)
     target = out if out is not None else Path("samples") / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(facts['name'])}"
     wanted: list[str | None] = [*asked] or [None]
@@ -116,7 +124,7 @@ def sample(
     order = [(prompt, prompt or str(image), seed + i) for i, prompt in enumerate(wanted)]
     made = ((label, number, make(prompt, number, told(i))) for i, (prompt, label, number) in enumerate(order))
     written = _write(made, target, how, identity, facts, given if held is None else {**given, "int8": True})
-    return written._replace(held=held)
+    return written._replace(held=held, network=network)
 
 
 def _counted(progress: Progress | None, clips: int) -> Callable[[int], Progress]:

@@ -15,6 +15,7 @@ from mmtrain import cli, config
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = (
     *("launch-a-run", "adapt-a-brand", "brand-style", "evaluation", "reproduce-an-experiment", "launching", "families"),
+    "sampling",
 )
 FULL = os.environ.get("RESUME_PROOF") == "full"
 SHORT = ["trainer.steps=4", "trainer.batch_size=4", "trainer.threads=1", "trainer.checkpoint_every=2"]
