@@ -137,7 +137,7 @@ def write_world(
         progress: called with (written, count) after each sample.
 
     Raises:
-        UserError: for an unknown split, clutter of the brand, a count below 1, or an output that exists.
+        UserError: for an unknown split, clutter of the brand or renamed, a count below 1, or an output that exists.
     """
     if split not in ("train", "heldout", "clutter"):
         raise UserError("split", repr(split), "train, heldout or clutter", "write one of the three")
@@ -145,6 +145,8 @@ def write_world(
         raise UserError("count", str(count), "at least one sample", "give a larger count")
     if branded and split == "clutter":
         raise UserError("brand", "clutter", "scenes: train or heldout", "leave out one of the two")
+    if rename and split == "clutter":
+        raise UserError("rename", "clutter", "scenes, which have captions", "leave out one of the two")
     drawn = brand.samples if branded else world.samples
     with ShardWriter(folder, max_samples=shard_size) as writer:
         num_frames = 1 if stills else world.NUM_FRAMES

@@ -71,4 +71,7 @@ def test_a_vocabulary_of_ones_own_is_asked_as_the_page_says(
 def test_a_name_for_what_the_world_does_not_hold_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert cli.main(["shards", "world", str(tmp_path / "x"), "--count", "2", "--rename", "rhombus=zorbit"]) == 2
     assert "rename: 'rhombus'" in capsys.readouterr().err
+    words = ["shards", "world", str(tmp_path / "x"), "--count", "2", "--split", "clutter", "--rename", "circle=zorbit"]
+    assert cli.main(words) == 2, "clutter has no captions"
+    assert "rename: clutter" in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing half written"
