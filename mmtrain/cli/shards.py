@@ -21,6 +21,8 @@ def add(verbs: Any) -> None:
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--captions-each", type=positive, default=3, help="wordings of each clip's caption (default 3)")
     world.add_argument("--two-objects", type=share, default=0.3, help="share of clips with two objects (default 0.3)")
+    text = "share of the usual way that moving objects go, 0.6 to 1 (default 1: 20 pixels)"
+    world.add_argument("--pace", type=float, default=1.0, help=text)
     world.add_argument("--brand", action="store_true", help="in the style of a made-up brand, captions with its token")
     world.add_argument("--stills", action="store_true", help="the first frame of each clip alone")
     text = "other names in captions, such as circle=zorbit,square=kweep: a vocabulary that no model knows"
@@ -77,7 +79,7 @@ def _world(args: argparse.Namespace) -> None:
     if args.files is not None:
         _files(args)
         return
-    names = ("split", "count", "seed", "captions_each", "two_objects", "shard_size", "rename")
+    names = ("split", "count", "seed", "captions_each", "two_objects", "pace", "shard_size", "rename")
     what = "stills" if args.stills else "clips"
     with bar(what) as progress:
         chosen = {name: vars(args)[name] for name in names}
@@ -90,7 +92,8 @@ def _files(args: argparse.Namespace) -> None:
 
     images, clips = args.files
     with bar("files") as progress:
-        chosen = {name: vars(args)[name] for name in ("split", "seed", "captions_each", "two_objects", "rename")}
+        names = ("split", "seed", "captions_each", "two_objects", "pace", "rename")
+        chosen = {name: vars(args)[name] for name in names}
         how = {"images": images, "clips": clips, "branded": args.brand, "progress": progress}
         folder = write_files(args.folder, **chosen, **how)
     print(f"{folder}: {images} pictures and {clips} clips")

@@ -22,6 +22,7 @@ def write_files(
     seed: int,
     captions_each: int = 3,
     two_objects: float = 0.3,
+    pace: float = 1.0,
     branded: bool = False,
     rename: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -29,23 +30,25 @@ def write_files(
     """Write the first frames of ``images`` scenes and the clips of the next ``clips``; return the folder.
 
     Args:
-        split, seed, captions_each, two_objects, branded, rename: as `shards.write_world` takes them.
+        split, seed, captions_each, two_objects, pace, branded, rename: as `shards.write_world` takes them.
         progress: called with (written, all) after each file.
 
     Raises:
-        UserError: clutter, which has no captions; nothing to write; an output that exists.
+        UserError: clutter, which has no captions; nothing to write; a pace as `world.readable`; an output that exists.
     """
     total = images + clips
     if split == "clutter" or total < 1:
         came = f"{images} pictures and {clips} clips of {split}"
         raise UserError("files", came, "at least one, of train or heldout", "correct it")
+    world.readable(pace)
     refuse_existing(folder)
     drawn = (brand if branded else world).samples
     staging = folder.absolute().with_name(f".{folder.name}.staging-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        for i, (key, frames, captions, _) in enumerate(drawn(seed, split, total, captions_each, two_objects)):
+        scenes = drawn(seed, split, total, captions_each, two_objects, pace=pace)
+        for i, (key, frames, captions, _) in enumerate(scenes):
             if i < images:
                 Image.fromarray(frames[0]).save(staging / f"{key}.png")
             else:

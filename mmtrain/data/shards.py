@@ -120,6 +120,7 @@ def write_world(
     seed: int,
     captions_each: int = 3,
     two_objects: float = 0.3,
+    pace: float = 1.0,
     shard_size: int = 500,
     branded: bool = False,
     stills: bool = False,
@@ -131,18 +132,21 @@ def write_world(
     Args:
         split: ``train``, ``heldout`` (combinations that training never holds) or ``clutter`` (crowded single frames
             without captions, for codecs).
+        pace: how far moving objects go, 1 is 20 pixels; see `world.scene`.
         branded: whether in the style of the brand kit (`brand.py`), captions with its token.
         stills: whether only the first frame of each clip is drawn.
         rename: other names in captions, by the world's own words; what the facts say stays.
         progress: called with (written, count) after each sample.
 
     Raises:
-        UserError: for an unknown split, clutter of the brand or renamed, a count below 1, or an output that exists.
+        UserError: for an unknown split, clutter of the brand or renamed, a count below 1, a pace that cannot be judged,
+            or an output that exists.
     """
     if split not in ("train", "heldout", "clutter"):
         raise UserError("split", repr(split), "train, heldout or clutter", "write one of the three")
     if count < 1:
         raise UserError("count", str(count), "at least one sample", "give a larger count")
+    world.readable(pace)
     if branded and split == "clutter":
         raise UserError("brand", "clutter", "scenes: train or heldout", "leave out one of the two")
     if rename and split == "clutter":
@@ -150,7 +154,8 @@ def write_world(
     drawn = brand.samples if branded else world.samples
     with ShardWriter(folder, max_samples=shard_size) as writer:
         num_frames = 1 if stills else world.NUM_FRAMES
-        for key, frames, captions, truth in drawn(seed, split, count, captions_each, two_objects, num_frames):
+        scenes = drawn(seed, split, count, captions_each, two_objects, num_frames, pace)
+        for key, frames, captions, truth in scenes:
             facts = {"fps": WORLD_FPS, "num_frames": len(frames), "truth": truth}
             text = json.dumps(facts, sort_keys=True).encode()
             words = "".join(f"{line}\n" for line in world.renamed(captions, rename or {})).encode()

@@ -51,10 +51,11 @@ MOTIONS = (*DIRECTIONS, "circling", "growing", "still")
 RELATIONS = ("above", "below", "left of", "right of")
 
 SHRINK = {1: 1.0, 2: 0.75}  # of the half extent, by number of objects
-_TRAVEL = {1: 20.0, 2: 14.0}  # pixels covered by a moving object, by number of objects
-_ORBIT = {1: 8.0, 2: 6.0}  # radius in pixels of a circling object's path
+_TRAVEL = {1: 20.0, 2: 14.0}  # pixels covered by a moving object at pace 1, by number of objects
+_ORBIT = {1: 8.0, 2: 6.0}  # radius in pixels of a circling object's path at pace 1
 _GROWTH = {1: 1.8, 2: 1.5}  # last size over first
 _MARGIN = 1.0
+SLOWEST = 0.6  # pace below which the judge takes circling for standing still
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,13 @@ class Scene:
         return {"background": self.background, "objects": facts, "relation": self.relation}
 
 
+def readable(pace: float) -> None:
+    """Refuses a pace at which objects leave the frame or the judge does not see them move."""
+    if not SLOWEST <= pace <= 1:
+        wanted = f"{SLOWEST} to 1: slower, nobody can tell circling from standing still; faster, frames are too small"
+        raise UserError("pace", f"{pace:g}", wanted, "choose one between")
+
+
 def held_out(colour: str, shape: str, motion: str) -> bool:
     """Whether this combination is kept from training: a Latin pattern that leaves every pair of them in training."""
     place = list(COLOURS).index(colour) + 2 * SHAPES.index(shape) + 3 * MOTIONS.index(motion)
@@ -110,15 +118,16 @@ def rng_of(*parts: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def scene(seed: int, split: str, index: int, two_objects: float = 0.3) -> Scene:
+def scene(seed: int, split: str, index: int, two_objects: float = 0.3, pace: float = 1.0) -> Scene:
     """The scene at a place of a split (``train`` or ``heldout``): a pure function of its arguments.
 
-    A training scene holds no held-out combination; a held-out scene holds at least one.
+    A training scene holds no held-out combination; a held-out scene holds at least one. ``pace`` scales the ways that
+    objects go, straight or round.
     """
     rng = rng_of("world", seed, split, index)
     wanted = 2 if rng.random() < two_objects else 1
     while True:
-        candidate = _draw(rng, wanted)
+        candidate = _draw(rng, wanted, pace)
         if candidate is None:
             continue
         kept = [held_out(s.colour, s.shape, s.motion) for s in candidate.sprites]
@@ -126,10 +135,10 @@ def scene(seed: int, split: str, index: int, two_objects: float = 0.3) -> Scene:
             return candidate
 
 
-def _draw(rng: np.random.Generator, count: int) -> Scene | None:
+def _draw(rng: np.random.Generator, count: int, pace: float) -> Scene | None:
     background = str(rng.choice(list(BACKGROUNDS)))
     colours = rng.choice(list(COLOURS), size=count, replace=False)
-    sprites = tuple(_draw_sprite(rng, str(colour), count) for colour in colours)
+    sprites = tuple(_draw_sprite(rng, str(colour), count, pace) for colour in colours)
     if count == 1:
         return Scene(background, sprites)
     first, second = sprites
@@ -140,10 +149,11 @@ def _draw(rng: np.random.Generator, count: int) -> Scene | None:
     return Scene(background, sprites, relation)
 
 
-def _draw_sprite(rng: np.random.Generator, colour: str, count: int) -> Sprite:
+def _draw_sprite(rng: np.random.Generator, colour: str, count: int, pace: float) -> Sprite:
     shape, size, motion = str(rng.choice(SHAPES)), str(rng.choice(list(SIZES))), str(rng.choice(MOTIONS))
     half = SIZES[size] * SHRINK[count] * rng.uniform(0.94, 1.06)
-    travel, orbit, growth = _TRAVEL[count] * rng.uniform(0.9, 1.1), _ORBIT[count], _GROWTH[count]
+    travel, orbit = pace * _TRAVEL[count] * rng.uniform(0.9, 1.1), pace * _ORBIT[count]
+    growth = _GROWTH[count]
     still = Sprite(shape, colour, size, motion, 0.0, 0.0, half, travel, orbit, growth)
     path = np.array([still.at(p) for p in np.linspace(0, 1, NUM_FRAMES)])
     reach = path[:, 2] + _MARGIN
@@ -239,14 +249,20 @@ def renamed(captions: list[str], names: Mapping[str, str]) -> list[str]:
 
 
 def samples(
-    seed: int, split: str, count: int, captions_each: int = 3, two_objects: float = 0.3, num_frames: int = NUM_FRAMES
+    seed: int,
+    split: str,
+    count: int,
+    captions_each: int = 3,
+    two_objects: float = 0.3,
+    num_frames: int = NUM_FRAMES,
+    pace: float = 1.0,
 ) -> Iterator[tuple[str, np.ndarray, list[str], dict[str, Any]]]:
     """Key, frames uint8 ``[t h w c]``, captions and truth of each of ``count`` scenes; clutter has no words."""
     for index in range(count):
         if split == "clutter":
             yield f"{split}-{index:06d}", clutter(seed, index), [], {}
             continue
-        drawn = scene(seed, split, index, two_objects)
+        drawn = scene(seed, split, index, two_objects, pace)
         rng = rng_of("caption", seed, split, index)
         words = [caption(drawn, rng) for _ in range(captions_each)]
         yield f"{split}-{index:06d}", render(drawn, num_frames), words, drawn.truth()

@@ -34,11 +34,13 @@ def codec_like(frames: np.ndarray, key: int) -> np.ndarray:
     return np.clip(np.round(image + 4 * noise), 0, 255).astype(np.uint8)
 
 
-def scenes(count: int, keep: Callable[[Scene], bool] = lambda s: True, two: float = 0.4) -> list[Scene]:
+def scenes(
+    count: int, keep: Callable[[Scene], bool] = lambda s: True, two: float = 0.4, pace: float = 1.0
+) -> list[Scene]:
     """The first ``count`` scenes that ``keep`` accepts, the two splits in turn."""
     kept: list[Scene] = []
     for index in range(100 * count):
-        scene = world.scene(SEED, ("train", "heldout")[index % 2], index // 2, two)
+        scene = world.scene(SEED, ("train", "heldout")[index % 2], index // 2, two, pace)
         if keep(scene):
             kept.append(scene)
         if len(kept) == count:
@@ -67,6 +69,22 @@ def test_true_clips_are_read_right(spoil: Spoil) -> None:
     assert set().union(*results) == attributes
     shares = {a: share([r[a] for r in results if a in r]) for a in attributes}
     assert min(shares.values()) >= LAW, shares
+
+
+def test_true_clips_at_the_slowest_pace_are_read_right_in_half_as_many_frames() -> None:
+    drawn = scenes(150, pace=world.SLOWEST)
+    results = [fulfilment(read(world.render(s)[::2]), s.truth()) for s in drawn]
+    shares = {a: share([r[a] for r in results]) for a in ("shape", "motion", "permanence")}
+    assert min(shares.values()) >= LAW, shares
+    ways = [s.sprites[0].travel for s in drawn if len(s.sprites) == 1]
+    assert min(ways) >= 10.8
+    assert max(ways) <= 13.2
+
+
+@pytest.mark.parametrize("pace", [0.3, 1.2])
+def test_a_pace_that_the_judge_cannot_read_is_refused(pace: float) -> None:
+    with pytest.raises(UserError, match=f"pace: {pace}"):
+        world.readable(pace)
 
 
 def _recoloured(scene: Scene) -> Scene:
