@@ -42,6 +42,12 @@ STEPS = 1000  # the network's time is 1000·σ
 
 Start = Literal["text", "image"]
 OPENS = {"text": "WanPipeline", "image": "WanImageToVideoPipeline"}
+PRESETS = {
+    "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
+    "cross-attention": ["*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.0"],
+    "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ffn.net.*"],
+}
+OF_IMAGES = ["*.attn2.add_k_proj", "*.attn2.add_v_proj"]  # keys and values of a first frame's tokens, in 2.1
 
 
 class Wan(Pipelined):
@@ -68,11 +74,6 @@ class Wan(Pipelined):
     time_axis = 2
     digested = ("transformers", "vae", "text_encoder", "first")
     encoders = ("vae", "first")
-    presets: ClassVar = {
-        "attention": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0"],
-        "cross-attention": ["*.attn2.to_q", "*.attn2.to_k", "*.attn2.to_v", "*.attn2.to_out.0"],
-        "all-linear": ["*.to_q", "*.to_k", "*.to_v", "*.to_out.0", "*.ffn.net.*"],
-    }
 
     def __init__(
         self,
@@ -154,6 +155,13 @@ class Wan(Pipelined):
     @property
     def network(self) -> nn.Module:
         return self.transformers[self.chosen]
+
+    @property
+    def presets(self) -> dict[str, list[str]]:
+        """Layers by name, those that read a first frame's tokens included where the network has them."""
+        config: Any = self.network.config
+        added = [] if config.added_kv_proj_dim is None else OF_IMAGES
+        return {name: [*layers, *added] for name, layers in PRESETS.items()}
 
     @property
     def multiple(self) -> int:

@@ -121,6 +121,8 @@ def test_each_preset_of_a_family_names_layers(opened: Callable[[str], Any], name
         lora = LoRA(rank=1, alpha=1, targets=preset)
         lora.attach(fresh)
         counts[preset] = len(lora.named_weights())
+        of_images = {n.split(".")[-3] for n in lora.named_weights() if ".add_" in n}
+        assert of_images == ({"add_k_proj", "add_v_proj"} if name == "wan_i2v" else set()), preset
     assert min(counts.values()) > 0
     assert counts["all-linear"] > counts["attention"]
 
