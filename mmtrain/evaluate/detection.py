@@ -55,13 +55,11 @@ class Detection(EmbeddingMetric):
             came = f"{len(faults)} clips, all of them {'whole' if whole.all() else 'broken'}"
             fix = "write some with `mmtrain shards world --broken 0.5`"
             raise UserError("metric detection", came, "whole ones and broken ones", fix)
-        rows = []
-        for name, broken in {
-            "": ~whole,
-            **{f", {fault}": faults == fault for fault in sorted({*faults[~whole]})},
-        }.items():
-            rows.append(_auc_row(f"AUC{name}", *(won(each, broken, whole) for each in (before, after)), seed))
-        return rows
+        kinds = {"AUC": ~whole} | {f"AUC, {fault}": faults == fault for fault in sorted({*faults[~whole].tolist()})}
+        return [
+            _auc_row(name, won(before, broken, whole), won(after, broken, whole), seed)
+            for name, broken in kinds.items()
+        ]
 
     def _faults(self, seen: Embedded) -> list[str]:
         return [item.fact(self.of) for item in seen.items]

@@ -52,8 +52,10 @@ class Scores(pl.Callback):
             wanted = "a backbone that aligns text and pictures"
             raise UserError("preview", f"a {type(backbone).__name__}", wanted, "set preview=null")
         self.file = Path(str(trainer.default_root_dir)) / "scores.csv"
-        asked = {"num_frames": backbone.num_frames, "distinct": told_apart(self.metrics)}
-        self.items, _ = pairs.asked(self.prompts_from, count=self.count, seed=self.seed, **asked)
+        length, apart = backbone.num_frames, told_apart(self.metrics)
+        self.items, _ = pairs.asked(
+            self.prompts_from, count=self.count, seed=self.seed, num_frames=length, distinct=apart
+        )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = pl_module.step == pl_module.steps
