@@ -129,8 +129,8 @@ def test_first_frames_are_drawn_for_what_stands_on_the_shipped_backbones(
     home: Path, adapted: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(artifact, "portable", lambda value: {"path": "${shipped:svd}"})
-    assert write._drawing(adapted, None) is not None
-    assert write._drawing(adapted, "none") is None
+    assert write._drawing(adapted, None, 32) is not None
+    assert write._drawing(adapted, "none", 16) is None
 
 
 def test_a_photograph_is_cut_and_not_squeezed(home: Path, monkeypatch: pytest.MonkeyPatch):
