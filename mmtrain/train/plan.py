@@ -199,9 +199,8 @@ def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Pa
         plan_alignment.phases(made, cfg, backbone, held, state)
     if hasattr(backbone, "vae"):
         clips = ENCODED if cfg.get("cache") else made.settings.piece
-        made.phases["encode"] = (read if cfg.get("cache") else held) + _codec(
-            backbone, made.settings, clips, decode=False
-        ).peak
+        seen = _codec(backbone, made.settings, clips, decode=False).peak
+        made.phases["encode"] = seen + (read if cfg.get("cache") else held)
     held -= sum(sharded.held(getattr(backbone, name), ranks) for name in idle(cfg, backbone))
     if hasattr(backbone, "example"):
         cost = step(backbone, made.settings)
