@@ -74,8 +74,8 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 def fold(backbone: Any) -> None:
     """Fold adapters into a backbone's network for good: once for all that is sampled, where a sampler that is handed
     adapters folds them into a copy at every call."""
-    if hasattr(backbone, "makes") and (network := folded(backbone.network)) is not backbone.network:
-        replace(backbone, network)
+    if hasattr(backbone, "makes") and hasattr(backbone.network, "peft_config"):
+        replace(backbone, folded(backbone.network))
 
 
 def replace(backbone: nn.Module, network: nn.Module) -> None:
