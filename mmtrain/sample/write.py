@@ -30,7 +30,7 @@ from mmtrain.sample.generate import Progress, VideoSampler, clips, images, start
 from mmtrain.sample.held import Bits, hold, placed
 from mmtrain.sample.mp4 import contact_sheet
 from mmtrain.sample.provenance import LABEL
-from mmtrain.sample.strength import opened
+from mmtrain.sample.strength import fold, opened
 
 _ON_SHEET = 48  # clips on the contact sheet
 
@@ -271,6 +271,7 @@ def opened_prior(where: str, backbone: Any) -> Prior:
         raise UserError(
             "--prior", f"embeddings of width {made} for a model that reads {read}", wanted, "choose another"
         )
+    fold(prior)
     return placed(prior)
 
 
