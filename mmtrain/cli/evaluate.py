@@ -37,6 +37,7 @@ def add(verbs: Any) -> None:
     evaluate.add_argument("--width", type=positive, help="pixels (default: the model's)")
     text = "draws first frames (default: the shipped one); of an artifact, its base draws those of the base"
     evaluate.add_argument("--first-frame", metavar="SD", help=text)
+    evaluate.add_argument("--first-frame-guidance", type=finite, metavar="SCALE", help="its guidance (default 7.5)")
     evaluate.add_argument("--strength", type=finite, default=1.0, help="of the adapters: 0 is the base (default 1)")
     add_bits(evaluate)
     text = "of the base alone (default: as --bits); with --strength 0, what fewer bits cost"
@@ -66,6 +67,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         return _done(_alignment(args, found, gates))
     names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width", "strength")
     chosen: dict[str, Any] = {"num_inference_steps": args.steps} if args.steps is not None else {}
+    if args.first_frame_guidance is not None:
+        chosen["first_frame_guidance"] = args.first_frame_guidance
     chosen |= {name: vars(args)[name] for name in names}
     for name in ("bits", "base_bits"):
         chosen[name] = bits_that_pay() if vars(args)[name] == "auto" else vars(args)[name]

@@ -17,6 +17,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--image", metavar="FILE", type=Path, help="a first frame")
     text = "who draws one where there is none: sd (the shipped one), none (text alone), or a folder or hub id"
     verb.add_argument("--first-frame", metavar="sd|none|SD", help=text)
+    verb.add_argument("--first-frame-guidance", type=finite, metavar="SCALE", help="its guidance (default 7.5)")
     text = "CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion"
     verb.add_argument("--text", metavar="CLIP", help=text)
     text = "prior that makes of a prompt the image embedding which a Stable Video Diffusion sees (the unCLIP way)"
@@ -53,7 +54,8 @@ def _sample(args: argparse.Namespace) -> None:
     from mmtrain.sample.held import bits_that_pay
     from mmtrain.sample.write import sample
 
-    names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width", "overlap", "decode_chunk_size")
+    sizes = ("num_frames", "height", "width", "overlap", "decode_chunk_size")
+    names = ("negative_prompt", "guidance_scale", "first_frame_guidance", *sizes)
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
     options = ("prompts_file", "image", "first_frame", "text", "prior", "seed", "strength", "out")
     asked = {name: vars(args)[name] for name in options}

@@ -20,7 +20,7 @@ from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Case
 from mmtrain.sample.chunks import long_video
-from mmtrain.sample.generate import STEPS, VideoSampler, to_bytes
+from mmtrain.sample.generate import IMAGE_GUIDANCE, STEPS, VideoSampler, to_bytes
 from mmtrain.sample.generate import clips as shoot
 from mmtrain.sample.generate import images as draw
 from mmtrain.sample.held import Bits, hold, placed
@@ -39,12 +39,14 @@ class Settings:
     Attributes:
         first_frame: folder or hub id of the Stable Diffusion that draws first frames; of an artifact on one, its base
             draws those of the base, and it those of the adapted.
+        first_frame_guidance: its guidance scale.
         strength: of the artifact's adapters; at 0 the adapted is the base, bit for bit.
         bits: in which the networks of both are held (`sample/held.py`).
         base_bits: of the base alone; None: as the adapted. At strength 0 bits alone are compared.
     """
 
     first_frame: str
+    first_frame_guidance: float = IMAGE_GUIDANCE
     guidance_scale: float | None = None
     num_inference_steps: int = STEPS
     negative_prompt: str = ""
@@ -226,6 +228,7 @@ class FirstFrames:
             height=size[0],
             width=size[1],
             num_inference_steps=self.settings.num_inference_steps,
+            guidance_scale=self.settings.first_frame_guidance,
         )
 
     def _painter(self, who: str) -> StableDiffusion:

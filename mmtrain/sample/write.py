@@ -173,8 +173,11 @@ def _of_text(
     bits: Bits,
 ) -> Maker:
     """Pictures or clips by a model that reads text; clips also by one that is told their first frame too."""
+    given = dict(given)
+    scale = given.pop("first_frame_guidance", None)
     still, starts = backbone.makes == "image", starts_from_image(backbone)
     alien = {"--image": picture is not None, "--first-frame": first_frame not in (None, "none")}
+    alien["--first-frame-guidance"] = scale is not None
     alien = {} if starts else alien
     strange = ["overlap", "decode_chunk_size", *(["num_frames"] if still else [])]
     alien |= {f"--{name.replace('_', '-')}": name in given for name in strange}
@@ -186,7 +189,7 @@ def _of_text(
         raise UserError(where, "no prompt", "what to show", "add --prompt")
     backbone.check_prompts(prompts)  # the last prompt's fault is said before the first picture
     height, width = (given.get(name, own) for name, own in zip(("height", "width"), backbone.size, strict=True))
-    begin = _first_frames(where, height, width, picture, first_frame, bits) if starts else None
+    begin = _first_frames(where, height, width, picture, first_frame, bits, scale) if starts else None
 
     def make(prompt: str | None, seed: int, told: Progress) -> np.ndarray:
         how: dict[str, Any] = {"prompts": [prompt or ""], "seeds": [seed], "progress": told, **given}
@@ -198,9 +201,18 @@ def _of_text(
 
 
 def _first_frames(
-    where: str, height: int, width: int, picture: np.ndarray | None, first_frame: str | None, bits: Bits
+    where: str,
+    height: int,
+    width: int,
+    picture: np.ndarray | None,
+    first_frame: str | None,
+    bits: Bits,
+    scale: float | None,
 ) -> Callable[[str, int], np.ndarray]:
-    """What gives the first frame ``[1 h w c]`` of a prompt and a seed: a picture, or a Stable Diffusion that draws."""
+    """What gives the first frame ``[1 h w c]`` of a prompt and a seed: a picture, or a Stable Diffusion that draws, by
+    a guidance ``scale``."""
+    if scale is not None and first_frame in (None, "none"):
+        raise _unguided(scale)
     if picture is not None:
         fitted = _fitted(picture, height, width)
         return lambda prompt, seed: fitted
@@ -208,7 +220,13 @@ def _first_frames(
         fix = "add --image, or have it drawn with --first-frame"
         raise UserError(where, "no first frame", "one, for this model starts from an image", fix)
     how: dict[str, Any] = {"backbone": _painter(str(first_frame), bits), "height": height, "width": width}
+    if scale is not None:
+        how["guidance_scale"] = scale
     return lambda prompt, seed: images(prompts=[prompt], seeds=[seed], **how)
+
+
+def _unguided(scale: float) -> UserError:
+    return UserError("--first-frame-guidance", f"{scale:g}, and no first frame to draw", "--first-frame", "add it")
 
 
 def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -227,6 +245,8 @@ def _videos(
     bits: Bits,
 ) -> Maker:
     drawing = _drawing(backbone, first_frame, bits) if prompts and picture is None else None
+    if drawing is None and "first_frame_guidance" in given:
+        raise _unguided(given["first_frame_guidance"])
     sampler = VideoSampler(backbone=backbone, first_frame=drawing, prior=prior)
     if prompts and backbone.text is None and drawing is None and prior is None:
         fix = "name a CLIP with --text, or have the prompt drawn with --first-frame"
