@@ -28,7 +28,7 @@ brand: $(STAMP) ## a brand's style from a folder, FOLDER=<yours> or the world's 
 	@env -u OMP_NUM_THREADS bash recipes/brand.sh $(VENV)/bin/mmtrain $(FOLDER)
 
 test: lint ## lint, then every test
-	@$(PY) -m pytest -n $(WORKERS)
+	@$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(STAMP) ## ruff, mypy and the rule that imports go down only
 	@$(VENV)/bin/ruff check --quiet .

@@ -15,11 +15,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mmtrain import artifact
 from mmtrain.evaluate import cases
 from mmtrain.evaluate.intervals import paired, wilson
 from mmtrain.evaluate.judge import fulfilment, read
 from mmtrain.sample.generate import images
+from mmtrain.sample.strength import opened
 
 FACTS = ("colour", "background", "count", "shape")
 
@@ -27,7 +27,7 @@ FACTS = ("colour", "background", "count", "shape")
 def drawn(model: Sequence[str], prompts: list[str], seeds: list[int], batch: int) -> tuple[np.ndarray, float]:
     """Pictures uint8 ``[n h w c]``, and processor seconds for each."""
     where, steps, guidance = model
-    backbone, _ = artifact.opened(where)
+    backbone, _ = opened(where)
     how = {"backbone": backbone, "num_inference_steps": int(steps), "guidance_scale": float(guidance)}
     images(prompts=prompts[:1], seeds=seeds[:1], **how)  # warm
     started, made = time.process_time(), []

@@ -29,7 +29,7 @@ from mmtrain.backbone.wan import Wan
 from mmtrain.export.onnx import write_onnx
 from mmtrain.sample import onnx
 from mmtrain.sample.generate import VideoSampler, images
-from mmtrain.sample.int8 import hold
+from mmtrain.sample.held import hold
 from mmtrain.threads import keep_pages
 from mmtrain.train.measure import measured
 
@@ -56,7 +56,7 @@ def pictures(report: Report, model: StableDiffusion) -> None:
     if os.environ.get("ONNX") == "1":
         ways[f"{STEPS} steps, one prompt, network by ONNX Runtime"] = _by_onnx_runtime(drawn)
     held = StableDiffusion(path=config.shipped("sd"))
-    hold(held)
+    hold(held, 8)
     ways[f"{STEPS} steps, one prompt, network in int8"] = drawn(1, STEPS, held)
     aims = {f"{STEPS} steps, eight prompts at once": 6.0, f"{FEW} steps by latent consistency, one prompt": 3.0}
     report.arms("text → image, 64 px", in_turn(ways, count=ROUNDS), unit="sample", aims=aims)
@@ -120,13 +120,13 @@ PUBLISHED = {
 
 
 def eight_bits(report: Report) -> None:
-    """What `--int8` saves of a network: the shipped ones, and published ones by their shapes alone."""
+    """What `--bits 8` saves of a network: the shipped ones, and published ones by their shapes alone."""
     rows = []
     shipped = {f"shipped {name}": kind(path=config.shipped(name)) for name, kind in SHIPPED.items()}
     with outlined():
         models = shipped | {path: kind(path=path) for path, kind in PUBLISHED.items()}
     for name, model in models.items():
-        before, after = hold(model)
+        before, after = hold(model, 8)
         rows.append({"network": name, "MB, 32 bits": before / 1e6, "MB, int8": after / 1e6, "share": after / before})
     report.table("a network held in eight bits", rows)
 

@@ -10,6 +10,7 @@ runs=$(mktemp -d runs-backbones-XXXX)
 
 [ -d data/shards/world ] || $mmtrain shards world data/shards/world --split train --count 6000 --seed 0
 [ -d data/shards/stills ] || $mmtrain shards world data/shards/stills --split train --stills --count 30000 --seed 0
+[ -d data/shards/slow ] || $mmtrain shards world data/shards/slow --split train --count 4000 --seed 0 --pace 0.6 --two-objects 0.2
 [ -d data/shards/clutter ] || $mmtrain shards world data/shards/clutter --split clutter --count 10000 --seed 0
 
 backbone() { # folder, recipe, log's name, further words
@@ -29,7 +30,10 @@ backbone "$runs/sd" pretrain_sd sd "backbone.codec=$runs/codec" "backbone.clip=$
 backbone "$runs/svd" pretrain_svd svd "backbone.codec=$runs/codec_temporal" "backbone.clip=$out/clip"
 # Both go on from there with larger batches. With trainer.precision=bf16-mixed a CPU that multiplies 16-bit tiles (AMX)
 # does it in half the time; any other is far slower so.
-backbone "$out/sd" pretrain_sd sd_further backbone=sd "backbone.path=$runs/sd" trainer.batch_size=64 trainer.steps=2800
-backbone "$out/svd" pretrain_svd svd_further backbone=svd "backbone.path=$runs/svd" trainer.batch_size=16 trainer.steps=6000 \
+backbone "$out/sd" pretrain_sd sd_further backbone=sd "backbone.path=$runs/sd" trainer.batch_size=64 trainer.steps=7000
+backbone "$runs/svd_further" pretrain_svd svd_further backbone=svd "backbone.path=$runs/svd" trainer.batch_size=16 trainer.steps=6000 \
     optim.lr=1e-3 objective.drop_image=0.1 backbone.sigma_mean=1.2 backbone.sigma_std=1.3
+# Outlines that go a shorter way are carried to its end.
+backbone "$out/svd" pretrain_svd svd_slow backbone=svd "backbone.path=$runs/svd_further" dataset.shards=data/shards/slow cache=data/cache/slow \
+    trainer.batch_size=16 trainer.steps=2000 optim.lr=1e-3 objective.drop_image=0.1 backbone.sigma_mean=1.2 backbone.sigma_std=1.3
 echo "backbones: $out"

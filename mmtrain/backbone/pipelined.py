@@ -51,6 +51,14 @@ class Pipelined(nn.Module, ABC):
         """The modules of the pipeline, by the names of its folder."""
 
     @abstractmethod
+    def example(self, batch: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What `predict` takes, by shape alone, where the network is."""
+
+    def encoded_size(self, frames: int, height: int, width: int) -> int:
+        """Numbers that `encode` gives of a sample: mean and deviation of its latents, unless overridden."""
+        return 2 * self.example(1, frames, height, width)[0].numel()
+
+    @abstractmethod
     def pipeline(self) -> Any:
         """The vanilla pipeline around these very modules."""
 

@@ -118,6 +118,10 @@ class Prior(Pipelined):
         """What a contrastive term compares, ``[b d]`` each: the text's embedding, the image's."""
         return condition["embeds"], encoded["image_embeds"]
 
+    def encoded_size(self, frames: int, height: int, width: int) -> int:
+        """Numbers that `encode` gives of a sample: one embedding."""
+        return self.example(1, frames, height, width)[0].numel()
+
     def example(self, batch: int, frames: int, height: int, width: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What `predict` takes, by shape alone, where the network is."""
         where, config = self.prior.device, self.text.model.config

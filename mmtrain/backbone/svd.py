@@ -242,6 +242,12 @@ class StableVideoDiffusion(Pipelined):
             condition["code"] = torch.empty(batch, self.bridge.code_width, device=where)
         return torch.empty(batch, frames, *shape, device=where), torch.ones(batch, device=where), condition
 
+    def encoded_size(self, frames: int, height: int, width: int) -> int:
+        """Numbers that `encode` gives of a clip: its latents, those of its first frame, and two embeddings."""
+        first = self.example(1, frames, height, width)[2]["image_latents"].numel()
+        embeds = 2 * int(self.image_encoder.config.projection_dim)
+        return super().encoded_size(frames, height, width) + first + embeds
+
     def pipeline(self) -> StableVideoDiffusionPipeline:
         """The vanilla pipeline around these very modules."""
         return StableVideoDiffusionPipeline(**self.parts())

@@ -255,6 +255,11 @@ class Wan(Pipelined):
             told |= self.first.example(batch, where)
         return latents, torch.ones(batch, device=where), told
 
+    def encoded_size(self, frames: int, height: int, width: int) -> int:
+        """Numbers that `encode` gives of a clip: its latents, and what `FirstFrame.encode` says of the first frame."""
+        both = super().encoded_size(frames, height, width)
+        return both if self.first is None else both + self.first.encoded_size(both // 2)
+
     def parts(self) -> dict[str, Any]:
         """The modules of the pipeline, by the names of its folder."""
         first = self.first

@@ -70,6 +70,11 @@ class FirstFrame(nn.Module):
             return velocity
         return torch.cat([(noisy[:, :, :1] - start) / wide(level, noisy), velocity[:, :, 1:]], 2)
 
+    def encoded_size(self, latents: int) -> int:
+        """Numbers that `encode` gives of a clip of so many latents."""
+        tokens = sum(t.numel() for t in self.example(1, torch.device("meta")).values())
+        return (0 if self.in_place else latents) + tokens
+
     def example(self, batch: int, where: Any) -> dict[str, Tensor]:
         """Tokens by shape alone, where there is a tower."""
         if self.tower is None:

@@ -62,6 +62,17 @@ def finite(text: str) -> float:
     return value
 
 
+def bits(text: str) -> int | str:
+    if text not in ("auto", "32", "16", "8"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, 32, 16 or 8")
+    return text if text == "auto" else int(text)
+
+
+def add_bits(verb: argparse.ArgumentParser) -> None:
+    text = "which the network is held in (default 32): 16 halves its memory, 8 quarters it; auto: 16 where faster"
+    verb.add_argument("--bits", type=bits, default=32, metavar="auto|32|16|8", help=text)
+
+
 def pair(text: str) -> tuple[str, str]:
     names = text.split(",")
     if len(names) != 2 or not all(names):

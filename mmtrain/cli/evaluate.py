@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmtrain.cli.arguments import add_verb, count, finite, positive
+from mmtrain.cli.arguments import add_bits, add_verb, bits, count, finite, positive
 
 
 def add(verbs: Any) -> None:
@@ -37,8 +37,11 @@ def add(verbs: Any) -> None:
     evaluate.add_argument("--width", type=positive, help="pixels (default: the model's)")
     text = "draws first frames (default: the shipped one); of an artifact, its base draws those of the base"
     evaluate.add_argument("--first-frame", metavar="SD", help=text)
+    evaluate.add_argument("--first-frame-guidance", type=finite, metavar="SCALE", help="its guidance (default 7.5)")
     evaluate.add_argument("--strength", type=finite, default=1.0, help="of the adapters: 0 is the base (default 1)")
-    evaluate.add_argument("--int8", action="store_true", help="hold the adapted model's network in eight bits")
+    add_bits(evaluate)
+    text = "of the base alone (default: as --bits); with --strength 0, what fewer bits cost"
+    evaluate.add_argument("--base-bits", type=bits, metavar="auto|32|16|8", help=text)
     evaluate.add_argument("--batch", type=positive, default=8, help="clips made at once (default 8)")
     text = "threshold such as `motion >= 0.5`; repeat for more. A failed one makes the exit status 1"
     text += "; without any, its recipe's `gates` count"
@@ -54,6 +57,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from mmtrain.evaluate.arms import Settings
     from mmtrain.evaluate.gates import from_file
     from mmtrain.evaluate.run import evaluate
+    from mmtrain.sample.held import bits_that_pay
 
     gates = [*args.gate, *([] if args.gates is None else from_file(args.gates))]
     found = subject(args.artifact)
@@ -61,9 +65,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         gates = artifact.read(args.artifact).get("gates", [])  # of its recipe; exports of before have none
     if found is not None:
         return _done(_alignment(args, found, gates))
-    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width", "strength", "int8")
+    names = ("guidance_scale", "negative_prompt", "num_frames", "height", "width", "strength")
     chosen: dict[str, Any] = {"num_inference_steps": args.steps} if args.steps is not None else {}
+    if args.first_frame_guidance is not None:
+        chosen["first_frame_guidance"] = args.first_frame_guidance
     chosen |= {name: vars(args)[name] for name in names}
+    for name in ("bits", "base_bits"):
+        chosen[name] = bits_that_pay() if vars(args)[name] == "auto" else vars(args)[name]
     settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
     options = ("prompts_from", "count", "two_objects", "seed", "batch", "out", "words", "neutral", "seeds")
     asked = {name: vars(args)[name] for name in options}

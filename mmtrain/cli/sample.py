@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmtrain.cli.arguments import add_verb, count, finite, positive
+from mmtrain.cli.arguments import add_bits, add_verb, count, finite, positive
 from mmtrain.cli.terminal import bar, quiet
 
 
@@ -17,6 +17,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--image", metavar="FILE", type=Path, help="a first frame")
     text = "who draws one where there is none: sd (the shipped one), none (text alone), or a folder or hub id"
     verb.add_argument("--first-frame", metavar="sd|none|SD", help=text)
+    verb.add_argument("--first-frame-guidance", type=finite, metavar="SCALE", help="its guidance (default 7.5)")
     text = "CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion"
     verb.add_argument("--text", metavar="CLIP", help=text)
     text = "prior that makes of a prompt the image embedding which a Stable Video Diffusion sees (the unCLIP way)"
@@ -30,7 +31,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--strength", type=finite, default=1.0, help="of the style: 0 is the base (default 1)")
     text = "a further artifact on the same base, and its strength; repeat for more"
     verb.add_argument("--mix", metavar="ARTIFACT=STRENGTH", type=_weighted, action="append", default=[], help=text)
-    verb.add_argument("--int8", action="store_true", help="hold the network in eight bits: a quarter of the memory")
+    add_bits(verb)
     verb.add_argument("--height", type=positive, help="pixels (default: the model's)")
     verb.add_argument("--width", type=positive, help="pixels (default: the model's)")
     verb.add_argument("--fps", type=positive, default=25, help="of the file that is written (default 25)")
@@ -50,12 +51,15 @@ def add(verbs: Any) -> None:
 def _sample(args: argparse.Namespace) -> None:
     quiet()
     from mmtrain.sample.files import Files
+    from mmtrain.sample.held import bits_that_pay
     from mmtrain.sample.write import sample
 
-    names = ("negative_prompt", "guidance_scale", "num_frames", "height", "width", "overlap", "decode_chunk_size")
+    sizes = ("num_frames", "height", "width", "overlap", "decode_chunk_size")
+    names = ("negative_prompt", "guidance_scale", "first_frame_guidance", *sizes)
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
-    options = ("prompts_file", "image", "first_frame", "text", "prior", "seed", "strength", "int8", "out")
+    options = ("prompts_file", "image", "first_frame", "text", "prior", "seed", "strength", "out")
     asked = {name: vars(args)[name] for name in options}
+    asked["bits"] = bits_that_pay() if args.bits == "auto" else args.bits
     how = Files(format=args.format, fps=args.fps, repeat=args.repeat, provenance=_provenance(args))
     with bar("steps") as progress:
         given = {"prompts": args.prompt, "mix": dict(args.mix), "files": how, "settings": settings}
@@ -63,7 +67,7 @@ def _sample(args: argparse.Namespace) -> None:
     print("\n".join(str(path) for path in made.files))
     if made.held is not None:
         before, after = (size / 1e6 for size in made.held)
-        print(f"network held in {after:.1f} MB instead of {before:.1f} (--int8)", file=sys.stderr)
+        print(f"network held in {after:.1f} MB instead of {before:.1f} (--bits)", file=sys.stderr)
     if made.network is not None:
         print(f"network by ONNX Runtime ({made.network})", file=sys.stderr)
     print(made.marks, file=sys.stderr)

@@ -20,10 +20,10 @@ from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Case
 from mmtrain.sample.chunks import long_video
-from mmtrain.sample.generate import STEPS, VideoSampler, to_bytes
+from mmtrain.sample.generate import IMAGE_GUIDANCE, STEPS, VideoSampler, to_bytes
 from mmtrain.sample.generate import clips as shoot
 from mmtrain.sample.generate import images as draw
-from mmtrain.sample.int8 import hold
+from mmtrain.sample.held import Bits, hold, placed
 from mmtrain.sample.strength import opened
 from mmtrain.threads import calibrate
 
@@ -39,11 +39,14 @@ class Settings:
     Attributes:
         first_frame: folder or hub id of the Stable Diffusion that draws first frames; of an artifact on one, its base
             draws those of the base, and it those of the adapted.
+        first_frame_guidance: its guidance scale.
         strength: of the artifact's adapters; at 0 the adapted is the base, bit for bit.
-        int8: whether the adapted model's network is held in eight bits; at strength 0 that alone is compared.
+        bits: in which the networks of both are held (`sample/held.py`).
+        base_bits: of the base alone; None: as the adapted. At strength 0 bits alone are compared.
     """
 
     first_frame: str
+    first_frame_guidance: float = IMAGE_GUIDANCE
     guidance_scale: float | None = None
     num_inference_steps: int = STEPS
     negative_prompt: str = ""
@@ -51,7 +54,8 @@ class Settings:
     height: int | None = None
     width: int | None = None
     strength: float = 1.0
-    int8: bool = False
+    bits: Bits = 32
+    base_bits: Bits | None = None
 
 
 class Model(Protocol):
@@ -112,15 +116,15 @@ def arms(folder: Path, settings: Settings, cases: Sequence[Case]) -> Iterator[tu
     else:
         wanted = "a model of pictures or video that reads text"
         raise UserError(str(folder), f"its backbone is a {type(base).__name__}", wanted, "evaluate another artifact")
-    yield "base", _calibrated(_model(base, settings))
+    yield "base", _calibrated(_model(base, settings, settings.base_bits or settings.bits))
     del base
     backbone = opened(str(folder), strength=settings.strength)[0]
-    if settings.int8:
-        hold(backbone)
-    yield "adapted", _model(backbone, settings)
+    yield "adapted", _model(backbone, settings, settings.bits)
 
 
-def _model(backbone: Any, settings: Settings) -> "Sampled | Told":
+def _model(backbone: Any, settings: Settings, bits: Bits) -> "Sampled | Told":
+    if bits < 32:
+        hold(backbone, bits)
     return Sampled(backbone, settings) if isinstance(backbone, StableVideoDiffusion) else Told(backbone, settings)
 
 
@@ -128,7 +132,7 @@ class Sampled:
     """A backbone as the sampler drives it; what is longer than its own clips is made in chunks (`sample/chunks.py`)."""
 
     def __init__(self, backbone: Any, settings: Settings) -> None:
-        self.sampler, self.settings = VideoSampler(backbone=_placed(backbone)), settings
+        self.sampler, self.settings = VideoSampler(backbone=placed(backbone)), settings
         side = self.sampler.side
         self.length = int(self.sampler.pipeline.unet.config.num_frames)
         self.size = (settings.height or side, settings.width or side)
@@ -161,7 +165,7 @@ class Told:
     length = None
 
     def __init__(self, backbone: Any, settings: Settings) -> None:
-        self.backbone, self.settings = _placed(backbone), settings
+        self.backbone, self.settings = placed(backbone), settings
         height, width = self.backbone.size
         self.size = (settings.height or height, settings.width or width)
 
@@ -192,11 +196,6 @@ def _short(model: "Sampled | Told") -> None:
         draw(backbone=model.backbone, prompts=[""], seeds=[0], num_inference_steps=1)
 
 
-def _placed(model: Any) -> Any:
-    """On the graphics card, where there is one."""
-    return model.to("cuda") if torch.cuda.is_available() else model
-
-
 class FirstFrames:
     """The first frames that both models start from, each made once; or, where an artifact draws them, those that its
     base draws for the base, and its own for the adapted."""
@@ -221,7 +220,7 @@ class FirstFrames:
 
     def _draw(self, who: str, cases: Sequence[Case], size: tuple[int, int]) -> np.ndarray:
         if who not in self._painters:
-            self._painters = {who: _placed(self._opened(who))}
+            self._painters = {who: placed(self._painter(who))}
         return draw(
             backbone=self._painters[who],
             prompts=[case.prompt for case in cases],
@@ -229,7 +228,14 @@ class FirstFrames:
             height=size[0],
             width=size[1],
             num_inference_steps=self.settings.num_inference_steps,
+            guidance_scale=self.settings.first_frame_guidance,
         )
+
+    def _painter(self, who: str) -> StableDiffusion:
+        painter = self._opened(who)
+        if self.settings.bits == 16:
+            hold(painter, 16)
+        return painter
 
     def _opened(self, who: str) -> StableDiffusion:
         where = self.settings.first_frame

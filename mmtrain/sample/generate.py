@@ -30,6 +30,10 @@ IMAGE_GUIDANCE = 7.5
 CLIP_GUIDANCE = 5.0  # text → video, as Wan's pipeline has it
 
 
+HELD = "held_in_fewer_bits"
+"""Marks a network that `held.hold` has made ready to sample: it is not folded into 32 bits again."""
+
+
 class _Pipeline(StableVideoDiffusionPipeline):
     """The vanilla pipeline, with given tokens in the place of the image's embedding.
 
@@ -369,7 +373,10 @@ def part_of(backbone: Any) -> str:
 
 
 def folded(network: Any) -> Any:
-    """A copy in 32 bits with its LoRA layers folded in, as an export has them; the network itself where it is such."""
+    """A copy in 32 bits with its LoRA layers folded in, as an export has them; the network itself where it is such, or
+    is held in fewer bits to sample."""
+    if getattr(network, HELD, False):
+        return network
     is_plain = all(weight.dtype == torch.float32 for weight in network.parameters())
     return network if is_plain and not hasattr(network, "peft_config") else merged(network).eval()
 

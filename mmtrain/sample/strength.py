@@ -15,12 +15,13 @@ from mmtrain import artifact
 from mmtrain.adapter.bottleneck import bound
 from mmtrain.adapter.injected import merged
 from mmtrain.errors import UserError
+from mmtrain.sample.generate import folded
 
 
 def opened(
     where: str, *, text: str | None = None, strength: float = 1.0, mix: Mapping[str, float] | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """A backbone to sample from, and its facts, as `artifact.opened` gives them.
+    """A backbone to sample from, and its facts, as `artifact.opened` gives them; what can be folded, is.
 
     Args:
         where: an artifact, or a pipeline's folder or hub id.
@@ -33,6 +34,7 @@ def opened(
     """
     backbone, facts = artifact.opened(where, text_path=text)
     if strength == 1 and not mix:
+        fold(backbone)
         return backbone, facts
     if where in (mix or {}):
         raise UserError("--mix", f"{where} again", "another artifact", "say its strength with --strength")
@@ -67,6 +69,13 @@ def _network(folder: str, backbone: Any, facts: Mapping[str, Any]) -> nn.Module:
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach() for name, weight in network.state_dict().items()}
+
+
+def fold(backbone: Any) -> None:
+    """Fold adapters into a backbone's network for good: once for all that is sampled, where a sampler that is handed
+    adapters folds them into a copy at every call."""
+    if hasattr(backbone, "makes") and hasattr(backbone.network, "peft_config"):
+        replace(backbone, folded(backbone.network))
 
 
 def replace(backbone: nn.Module, network: nn.Module) -> None:

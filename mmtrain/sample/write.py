@@ -27,10 +27,10 @@ from mmtrain.sample import onnx, watermark
 from mmtrain.sample.chunks import check_overlap, long_video
 from mmtrain.sample.files import Files
 from mmtrain.sample.generate import Progress, VideoSampler, clips, images, starts_from_image, to_bytes
-from mmtrain.sample.int8 import hold
+from mmtrain.sample.held import Bits, hold, placed
 from mmtrain.sample.mp4 import contact_sheet
 from mmtrain.sample.provenance import LABEL
-from mmtrain.sample.strength import opened
+from mmtrain.sample.strength import fold, opened
 
 _ON_SHEET = 48  # clips on the contact sheet
 
@@ -58,7 +58,7 @@ def sample(
     text: str | None = None,
     strength: float = 1.0,
     mix: Mapping[str, float] | None = None,
-    int8: bool = False,
+    bits: Bits = 32,
     prior: str | None = None,
     seed: int = 0,
     out: Path | None = None,
@@ -81,7 +81,7 @@ def sample(
         text: CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion, which has none.
         strength: of the artifact's adapters; 1 is as trained, 0 is the base.
         mix: further artifacts on the same base, each with its strength.
-        int8: hold the network in eight bits (`int8.py`).
+        bits: in which the network is held (`held.py`); 16 holds for what draws first frames too.
         prior: the prior that makes of each prompt the image embedding that a Stable Video Diffusion sees.
         seed: of the first clip; the next ones count on.
         out: folder to write, new or empty. None: ``samples/<time>-<name>``.
@@ -109,21 +109,22 @@ def sample(
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     backbone, facts = opened(where, text=text, strength=strength, mix=mix)
     identity = str(facts["run_id"] or backbone.base["digest"])
-    held = hold(backbone) if int8 else None
     network = onnx.found(where)
     if network is not None:
-        for option, came in {"--strength": strength != 1, "--mix": bool(mix), "--int8": int8}.items():
+        for option, came in {"--strength": strength != 1, "--mix": bool(mix), "--bits": bits < 32}.items():
             if came:
                 fix = "leave it out, or export with --format merged"
                 raise UserError(option, f"{where}, whose network is in ONNX", "a network that torch runs", fix)
         onnx.use(backbone, network)
-    make = _maker(where, backbone, asked, given, picture, first_frame, prior)
+    held = hold(backbone, bits) if bits < 32 else None
+    on_place = backbone if network is not None else placed(backbone)
+    make = _maker(where, on_place, asked, given, picture, first_frame, prior, bits)
     target = out if out is not None else Path("samples") / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(facts['name'])}"
     wanted: list[str | None] = [*asked] or [None]
     told = _counted(progress, len(wanted))
     order = [(prompt, prompt or str(image), seed + i) for i, prompt in enumerate(wanted)]
     made = ((label, number, make(prompt, number, told(i))) for i, (prompt, label, number) in enumerate(order))
-    written = _write(made, target, how, identity, facts, given if held is None else {**given, "int8": True})
+    written = _write(made, target, how, identity, facts, given if held is None else {**given, "bits": bits})
     return written._replace(held=held, network=network)
 
 
@@ -148,6 +149,7 @@ def _maker(
     picture: np.ndarray | None,
     first_frame: str | None,
     prior: str | None,
+    bits: Bits,
 ) -> Maker:
     """What makes a clip, by what the backbone is."""
     unclip = None if prior is None else opened_prior(prior, backbone)
@@ -157,8 +159,8 @@ def _maker(
     if not hasattr(backbone, "makes"):
         raise UserError(where, f"a {type(backbone).__name__}", "a model of pictures or video", "name another")
     if isinstance(backbone, StableVideoDiffusion):
-        return _videos(where, backbone, prompts, given, picture, first_frame, unclip)
-    return _of_text(where, backbone, prompts, given, picture, first_frame)
+        return _videos(where, backbone, prompts, given, picture, first_frame, unclip, bits)
+    return _of_text(where, backbone, prompts, given, picture, first_frame, bits)
 
 
 def _of_text(
@@ -168,10 +170,14 @@ def _of_text(
     given: dict[str, Any],
     picture: np.ndarray | None,
     first_frame: str | None,
+    bits: Bits,
 ) -> Maker:
     """Pictures or clips by a model that reads text; clips also by one that is told their first frame too."""
+    given = dict(given)
+    scale = given.pop("first_frame_guidance", None)
     still, starts = backbone.makes == "image", starts_from_image(backbone)
     alien = {"--image": picture is not None, "--first-frame": first_frame not in (None, "none")}
+    alien["--first-frame-guidance"] = scale is not None
     alien = {} if starts else alien
     strange = ["overlap", "decode_chunk_size", *(["num_frames"] if still else [])]
     alien |= {f"--{name.replace('_', '-')}": name in given for name in strange}
@@ -183,7 +189,7 @@ def _of_text(
         raise UserError(where, "no prompt", "what to show", "add --prompt")
     backbone.check_prompts(prompts)  # the last prompt's fault is said before the first picture
     height, width = (given.get(name, own) for name, own in zip(("height", "width"), backbone.size, strict=True))
-    begin = _first_frames(where, height, width, picture, first_frame) if starts else None
+    begin = _first_frames(where, height, width, picture, first_frame, bits, scale) if starts else None
 
     def make(prompt: str | None, seed: int, told: Progress) -> np.ndarray:
         how: dict[str, Any] = {"prompts": [prompt or ""], "seeds": [seed], "progress": told, **given}
@@ -195,18 +201,32 @@ def _of_text(
 
 
 def _first_frames(
-    where: str, height: int, width: int, picture: np.ndarray | None, first_frame: str | None
+    where: str,
+    height: int,
+    width: int,
+    picture: np.ndarray | None,
+    first_frame: str | None,
+    bits: Bits,
+    scale: float | None,
 ) -> Callable[[str, int], np.ndarray]:
-    """What gives the first frame ``[1 h w c]`` of a prompt and a seed: a picture, or a Stable Diffusion that draws."""
+    """What gives the first frame ``[1 h w c]`` of a prompt and a seed: a picture, or a Stable Diffusion that draws, by
+    a guidance ``scale``."""
+    if scale is not None and first_frame in (None, "none"):
+        raise _unguided(scale)
     if picture is not None:
         fitted = _fitted(picture, height, width)
         return lambda prompt, seed: fitted
     if first_frame in (None, "none"):
         fix = "add --image, or have it drawn with --first-frame"
         raise UserError(where, "no first frame", "one, for this model starts from an image", fix)
-    drawing = StableDiffusion(path=config.shipped("sd") if first_frame == "sd" else str(first_frame))
-    how: dict[str, Any] = {"backbone": drawing, "height": height, "width": width}
+    how: dict[str, Any] = {"backbone": _painter(str(first_frame), bits), "height": height, "width": width}
+    if scale is not None:
+        how["guidance_scale"] = scale
     return lambda prompt, seed: images(prompts=[prompt], seeds=[seed], **how)
+
+
+def _unguided(scale: float) -> UserError:
+    return UserError("--first-frame-guidance", f"{scale:g}, and no first frame to draw", "--first-frame", "add it")
 
 
 def _fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -222,8 +242,11 @@ def _videos(
     picture: np.ndarray | None,
     first_frame: str | None,
     prior: Prior | None,
+    bits: Bits,
 ) -> Maker:
-    drawing = _drawing(backbone, first_frame) if prompts and picture is None else None
+    drawing = _drawing(backbone, first_frame, bits) if prompts and picture is None else None
+    if drawing is None and "first_frame_guidance" in given:
+        raise _unguided(given["first_frame_guidance"])
     sampler = VideoSampler(backbone=backbone, first_frame=drawing, prior=prior)
     if prompts and backbone.text is None and drawing is None and prior is None:
         fix = "name a CLIP with --text, or have the prompt drawn with --first-frame"
@@ -268,16 +291,24 @@ def opened_prior(where: str, backbone: Any) -> Prior:
         raise UserError(
             "--prior", f"embeddings of width {made} for a model that reads {read}", wanted, "choose another"
         )
-    return prior
+    fold(prior)
+    return placed(prior)
 
 
-def _drawing(backbone: StableVideoDiffusion, first_frame: str | None) -> StableDiffusion | None:
+def _drawing(backbone: StableVideoDiffusion, first_frame: str | None, bits: Bits) -> StableDiffusion | None:
     if first_frame is None:
         at_home = artifact.portable({"path": backbone.path})["path"].startswith("${shipped:")
         first_frame = "sd" if at_home else "none"
     if first_frame == "none":
         return None
-    return StableDiffusion(path=config.shipped("sd") if first_frame == "sd" else first_frame)
+    return _painter(first_frame, bits)
+
+
+def _painter(first_frame: str, bits: Bits) -> StableDiffusion:
+    drawing = StableDiffusion(path=config.shipped("sd") if first_frame == "sd" else first_frame)
+    if bits == 16:
+        hold(drawing, bits)
+    return placed(drawing)
 
 
 def read_prompts(file: Path) -> list[str]:

@@ -31,16 +31,20 @@ def place_of(schedule: Fit) -> torch.device:
     return torch.device(kind.type, torch.accelerator.current_device_index())
 
 
+def encoders(backbone: Any) -> list[str]:
+    """The parts that a backbone's `encode` asks."""
+    return list(getattr(backbone, "encoders", ())) or [name for name, _ in backbone.named_children()]
+
+
 @contextmanager
 def encoding(backbone: Any, place: torch.device) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
     """Inside, what encodes frames at a place: from the first on, copies of the parts that `encode` asks stand there.
     Afterwards the backbone has its own parts again, which were never moved."""
-    names = getattr(backbone, "encoders", None) or [name for name, _ in backbone.named_children()]
     own: dict[str, Any] = {}
 
     def on_place(frames: Tensor) -> dict[str, Tensor]:
         if place.type != "cpu" and not own:
-            own.update({name: part for name in names if (part := getattr(backbone, name)) is not None})
+            own.update({name: part for name in encoders(backbone) if (part := getattr(backbone, name)) is not None})
             for name, part in own.items():
                 setattr(backbone, name, copy.deepcopy(part).to(place))
         found: dict[str, Tensor] = backbone.encode(frames.to(place))

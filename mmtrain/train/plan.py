@@ -22,8 +22,9 @@ from mmtrain.backbone.codec import in_portions
 from mmtrain.backbone.outline import outlined
 from mmtrain.data.source import Source
 from mmtrain.errors import UserError
-from mmtrain.train import plan_alignment
+from mmtrain.train import plan_alignment, sharded
 from mmtrain.train.devices import SHARES, Device
+from mmtrain.train.encode import encoders
 from mmtrain.train.held import hold, idle, in_32_bits
 from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import Tally, measured
@@ -31,6 +32,7 @@ from mmtrain.train.module import named_weights
 from mmtrain.train.schedule import Fit
 
 ENCODED = 8  # clips that are encoded at once (`train/fit.py`)
+BESIDE = 3300  # bytes of a sample in a cache's tar besides its numbers: three heads, caption, facts, padding
 SPARE = 0.94  # of a device's memory, what is left when its own libraries have taken theirs
 
 
@@ -181,18 +183,25 @@ def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings
 
 
 def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Parameter]) -> None:
-    held = _bytes(backbone)
     inside = {id(w) for w in backbone.parameters()}
-    held += sum(w.numel() * w.element_size() for w in weights.values() if id(w) not in inside)
+    beside = sum(w.numel() * w.element_size() for w in weights.values() if id(w) not in inside)
     own = 4 * made.trainable
     state = own * (cfg.trainer.get("ema") is not None) + config.build(cfg.optim).bytes_each * made.trainable
-    made.phases["load"] = held
+    held = read = made.phases["load"] = _bytes(backbone) + beside
+    ranks = made.settings.ranks if cfg.trainer.get("strategy") == "fsdp" else 1
+    if ranks > 1:
+        held = sharded.held(backbone, ranks) + -(-beside // ranks) + sharded.gathered(backbone)
+        state = -(-state // ranks)
+        if cfg.trainer.accelerator != "cpu":  # weights come to the device layer by layer, and copies of encoders before
+            made.phases["load"] = held
+            read = sum(_bytes(part) for name in encoders(backbone) if (part := getattr(backbone, name)) is not None)
     if isinstance(backbone, Aligned):
         plan_alignment.phases(made, cfg, backbone, held, state)
     if hasattr(backbone, "vae"):
         clips = ENCODED if cfg.get("cache") else made.settings.piece
-        made.phases["encode"] = held + _codec(backbone, made.settings, clips, decode=False).peak
-    held -= sum(_bytes(getattr(backbone, name)) for name in idle(cfg, backbone))
+        seen = _codec(backbone, made.settings, clips, decode=False).peak
+        made.phases["encode"] = seen + (read if cfg.get("cache") else held)
+    held -= sum(sharded.held(getattr(backbone, name), ranks) for name in idle(cfg, backbone))
     if hasattr(backbone, "example"):
         cost = step(backbone, made.settings)
         made.flops = cost.flops
@@ -275,9 +284,9 @@ def _preview(backbone: Any, settings: Settings, prompts: int) -> int:
 def _disk(made: Plan, cfg: DictConfig, backbone: Any) -> None:
     copies = 1 + (cfg.trainer.get("ema") is not None) + config.build(cfg.optim).bytes_each / 4
     made.disk["checkpoints"] = int((cfg.trainer.get("keep", 1) + 1) * 4 * made.trainable * copies)
-    if cfg.get("cache") and made.samples is not None and hasattr(backbone, "example"):
-        latents, _, _ = backbone.example(1, made.settings.frames, made.settings.height, made.settings.width)
-        made.disk["cache"] = made.samples * 2 * 2 * latents.numel()  # mean and deviation in 16 bits
+    if cfg.get("cache") and made.samples is not None and hasattr(backbone, "encoded_size"):
+        numbers = backbone.encoded_size(made.settings.frames, made.settings.height, made.settings.width)
+        made.disk["cache"] = made.samples * (2 * numbers + BESIDE)  # in 16 bits
 
 
 def what_fits(cfg: DictConfig, made: Plan, device: Device) -> Settings | None:

@@ -40,6 +40,21 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
             yield from _units(child)
 
 
+def held(module: nn.Module, ranks: int) -> int:
+    """Bytes that each of several ranks holds of a module that is cut: of every weight that is, a piece along its first
+    axis, of all other tensors the whole."""
+    cut = {id(weight) for unit in _units(module) for weight in unit.parameters()} if ranks > 1 else set()
+    kept = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()] if id(t) not in cut)
+    pieces = (w.data[: -(-len(w) // ranks)] for w in module.parameters() if id(w) in cut)
+    return kept + sum(piece.numel() * piece.element_size() for piece in pieces)
+
+
+def gathered(module: nn.Module) -> int:
+    """Bytes of the two largest units, which stand whole beside the pieces: the one at work, and the next."""
+    sizes = (sum(w.numel() * w.element_size() for w in unit.parameters()) for unit in dict.fromkeys(_units(module)))
+    return sum(sorted(sizes)[-2:])
+
+
 def _average(weight: Tensor) -> None:
     assert weight.grad is not None
     distributed.all_reduce(weight.grad)

@@ -70,7 +70,7 @@ def test_an_evaluation_starts_both_from_the_frames_that_were_drawn_or_given(
     Image.new("RGB", (SIDE, SIDE), (10, 200, 10)).save(tmp_path / "green.png")
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": PROMPT, "image": "green.png"}) + "\n")
     words = ["evaluate", exported, "--prompts-from", tmp_path / "prompts.jsonl", "--metrics", "motion", "--steps", 1]
-    words += ["--first-frame", tiny_sd]
+    words += ["--first-frame", tiny_sd, "--first-frame-guidance", 3]
     assert cli.main([str(w) for w in [*words, "--ways", "none", "--out", tmp_path / "none"]]) == 2
     assert "none for a model that starts from an image" in capsys.readouterr().err
     assert cli.main([str(w) for w in [*words, "--ways", "sd,image", "--out", tmp_path / "out"]]) == 0
@@ -78,7 +78,7 @@ def test_an_evaluation_starts_both_from_the_frames_that_were_drawn_or_given(
     assert [entry["way"] for entry in entries] == ["sd", "image"]
     seed = entries[0]["seed"]
     how: dict[str, Any] = {"prompts": [PROMPT], "seeds": [seed], "num_inference_steps": 1}
-    drawn = images(backbone=StableDiffusion(path=str(tiny_sd)), height=SIDE, width=SIDE, **how)
+    drawn = images(backbone=StableDiffusion(path=str(tiny_sd)), height=SIDE, width=SIDE, guidance_scale=3, **how)
     given = np.full_like(drawn, (10, 200, 10))
     models: dict[str, Wan] = {"base": artifact.base(exported), "adapted": artifact.load(exported)[0]}
     made = []

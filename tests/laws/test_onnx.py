@@ -86,7 +86,7 @@ def test_the_verbs(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "network by ONNX Runtime" in capsys.readouterr().err
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     words[-1] = str(tmp_path / "other")
-    for option in (["--strength", "0.5"], ["--int8"]):
+    for option in (["--strength", "0.5"], ["--bits", "8"]):
         assert cli.main([*words, *option]) == 2
         assert "whose network is in ONNX" in capsys.readouterr().err
     file = pictures / "unet" / "model.onnx"

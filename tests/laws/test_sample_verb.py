@@ -96,7 +96,7 @@ def test_the_three_ways_and_the_vanilla_one(home: Path, adapted: Any, monkeypatc
     monkeypatch.setattr(VideoSampler, "frames", video)
     lines = {
         "text": "adapter --prompt x --first-frame none",
-        "drawn": "adapter --prompt x --first-frame sd",
+        "drawn": "adapter --prompt x --first-frame sd --first-frame-guidance 2",
         "drawn elsewhere": "adapter --prompt x --first-frame sd --out d2",
         "not at home": "adapter --prompt x",
         "image": "svd --image photo.jpg",
@@ -122,6 +122,7 @@ def test_the_three_ways_and_the_vanilla_one(home: Path, adapted: Any, monkeypatc
         "drawn for a plain one": (["x"], "image", "generate", False, True),
         "a plain one that reads": (["x"], "text", "none", False, False),
     }
+    assert got["drawn"]["first_frame_guidance"] == 2
     assert got["image"]["images"].shape == (1, 64, 64, 3)
 
 
@@ -129,8 +130,8 @@ def test_first_frames_are_drawn_for_what_stands_on_the_shipped_backbones(
     home: Path, adapted: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(artifact, "portable", lambda value: {"path": "${shipped:svd}"})
-    assert write._drawing(adapted, None) is not None
-    assert write._drawing(adapted, "none") is None
+    assert write._drawing(adapted, None, 32) is not None
+    assert write._drawing(adapted, "none", 16) is None
 
 
 def test_a_photograph_is_cut_and_not_squeezed(home: Path, monkeypatch: pytest.MonkeyPatch):
@@ -183,6 +184,8 @@ MISTAKES = {
     "adapter --image nowhere.png": "no such file",
     "adapter --image prompts.txt": "does not decode",
     "adapter --image photo.jpg --first-frame sd": "one of the two",
+    "adapter --prompt x --first-frame none --first-frame-guidance 2": "no first frame to draw",
+    "sd --prompt x --first-frame-guidance 2": "a model of pictures",
     "adapter --prompt x --text clip": "names its own text tower",
     "adapter --prompt x --first-frame nowhere": "nowhere",
     "svd --prompt x": "no text tower to read it",

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from mmtrain import artifact
 from mmtrain.adapter.injected import merged
 from mmtrain.errors import UserError
+from mmtrain.sample import generate
+from mmtrain.sample.generate import images
 from mmtrain.sample.strength import opened
 from tests.laws.test_export import run_of
 
@@ -46,6 +49,18 @@ def test_nothing_one_half_and_several(styles: list[Path]):
         added, more = one[name] - weight, other[name] - weight
         torch.testing.assert_close(half[name], weight + 0.5 * added)
         torch.testing.assert_close(both[name], weight + 0.5 * added + 2 * more)
+
+
+def test_adapters_are_folded_once_whatever_is_sampled(styles: list[Path], monkeypatch: pytest.MonkeyPatch):
+    """Folding makes a copy of the network, which costs as much as several of its passes."""
+    how: dict[str, Any] = {"prompts": ["a red circle"], "seeds": [1], "num_inference_steps": 1}
+    live = images(backbone=artifact.load(styles[0])[0], **how)
+    calls: list[Any] = []
+    monkeypatch.setattr(generate, "merged", lambda network: (calls.append(network), merged(network))[1])
+    backbone, _ = opened(str(styles[0]))
+    made = [images(backbone=backbone, **how) for _ in range(2)]
+    assert len(calls) == 1
+    assert all((each == live).all() for each in made)
 
 
 def test_the_facts_tell_the_strengths(styles: list[Path]):

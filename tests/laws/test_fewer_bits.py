@@ -1,4 +1,4 @@
-"""Laws of networks held in eight bits: how far weights and pictures are from those in 32, and what is saved."""
+"""Laws of networks that sample in 16 or 8 bits: how far weights and pictures are from those in 32, what is saved."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.sample.generate import VideoSampler, images
-from mmtrain.sample.int8 import hold
+from mmtrain.sample.held import Bits, hold
 
 
 def adapted(folder: Path) -> StableDiffusion:
@@ -26,10 +26,14 @@ def adapted(folder: Path) -> StableDiffusion:
     return model
 
 
+def stored(sampler: VideoSampler) -> int:
+    return sum(w.numel() * w.element_size() for w in sampler.pipeline.unet.parameters())
+
+
 def test_a_weight_is_the_nearest_level_of_its_channel(tiny_sd: Path):
     model = adapted(tiny_sd)
     exact = merged(model.unet)
-    before, after = hold(model)
+    before, after = hold(model, 8)
     held = {n: m for n, m in model.unet.named_modules() if parametrize.is_parametrized(m)}
     plain = {n for n, m in exact.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     assert set(held) == plain
@@ -45,7 +49,10 @@ def test_a_weight_is_the_nearest_level_of_its_channel(tiny_sd: Path):
     assert before - after == 3 * inside - 4 * rows  # a byte for four, and a scale for each channel
 
 
-def test_predictions_are_those_of_32_bits_but_for_little_and_pipelines_use_them(tiny_sd: Path, tiny_svd: Path):
+@pytest.mark.parametrize(("bits", "share"), [(16, 0.5), (8, 0.25)])
+def test_predictions_are_those_of_32_bits_but_for_little_and_pipelines_use_them(
+    bits: Bits, share: float, tiny_sd: Path, tiny_svd: Path
+):
     draw = torch.Generator().manual_seed(0)
     model, noisy, text = (
         adapted(tiny_sd),
@@ -55,32 +62,40 @@ def test_predictions_are_those_of_32_bits_but_for_little_and_pipelines_use_them(
     how = {"prompts": ["a red circle"], "seeds": [1], "num_inference_steps": 1}
     with torch.no_grad():
         exact, drawn = model.unet(noisy, 500, text).sample, images(backbone=model, **how)
-        hold(model)
+        hold(model, bits)
         away = model.unet(noisy, 500, text).sample - exact
+    assert away.dtype == torch.float32
     assert 0 < float(away.norm() / exact.norm()) < 0.02
     assert not np.array_equal(images(backbone=model, **how), drawn)
     video = StableVideoDiffusion(path=str(tiny_svd))
     clip = {"images": np.full((1, 64, 64, 3), 90, np.uint8), "seeds": [1], "num_inference_steps": 1}
-    before = VideoSampler(backbone=video).video(**clip)
-    hold(video)
-    assert 0 < np.abs(VideoSampler(backbone=video).video(**clip).astype(int) - before).mean() < 4
+    plain = VideoSampler(backbone=video)
+    before, all_bytes = plain.video(**clip), stored(plain)
+    hold(video, bits)
+    held = VideoSampler(backbone=video)
+    assert 0 < np.abs(held.video(**clip).astype(int) - before).mean() < 4
+    assert stored(held) < all_bytes * (share + 0.05)  # of the very network that samples
 
 
 def test_a_channel_of_zeros_stays_zero(tiny_sd: Path):
     model = StableDiffusion(path=str(tiny_sd))
     model.unet.conv_in.weight.data[3] = 0
-    hold(model)
+    hold(model, 8)
     assert not model.unet.conv_in.weight[3].any()
     assert model.unet.conv_in.weight[2].any()
 
 
 def test_the_verbs_take_it(tiny_sd: Path, styled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["sample", str(tiny_sd), "--prompt", "a red circle", "--steps", "1", "--no-watermark"]
-    assert cli.main([*words, "--int8", "--out", str(tmp_path / "held")]) == 0
+    assert cli.main([*words, "--bits", "8", "--out", str(tmp_path / "held")]) == 0
     assert "network held in 0." in capsys.readouterr().err
     evaluate = ["evaluate", str(styled), "--count", "1", "--two-objects", "0", "--steps", "1", "--strength", "0"]
     (tmp_path / "p.txt").write_text("a red circle\n")
     evaluate += ["--prompts-from", str(tmp_path / "p.txt"), "--metrics", "forgetting", "--words", "{prompt} on black"]
     gate = ["--neutral", "--gate", "pixels forgotten <= 0"]
     assert cli.main([*evaluate, *gate, "--out", str(tmp_path / "same")]) == 0
-    assert cli.main([*evaluate, *gate, "--int8", "--out", str(tmp_path / "other")]) == 1
+    few = ["--bits", "8", "--base-bits", "32"]
+    assert cli.main([*evaluate, *gate, *few, "--out", str(tmp_path / "other")]) == 1
+    assert cli.main([*evaluate, *gate, "--bits", "16", "--out", str(tmp_path / "both")]) == 0
+    assert cli.main([*words, "--bits", "4", "--out", str(tmp_path / "no")]) == 2
+    assert "'4' is not auto, 32, 16 or 8" in capsys.readouterr().err
