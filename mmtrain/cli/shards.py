@@ -25,6 +25,8 @@ def add(verbs: Any) -> None:
     world.add_argument("--pace", type=float, default=1.0, help=text)
     world.add_argument("--brand", action="store_true", help="in the style of a made-up brand, captions with its token")
     world.add_argument("--stills", action="store_true", help="the first frame of each clip alone")
+    text = "share of clips that are broken, an object vanishing for instance; captions say whole or broken and no more"
+    world.add_argument("--broken", metavar="SHARE", dest="broken_share", type=share, help=text)
     text = "other names in captions, such as circle=zorbit,square=kweep: a vocabulary that no model knows"
     world.add_argument("--rename", metavar="WORD=NAME,...", type=renames, default={}, help=text)
     text = "so many PNG pictures and MP4 clips with captions beside them, in the place of shards"
@@ -76,10 +78,12 @@ def _world(args: argparse.Namespace) -> None:
 
     if args.files is not None and args.stills:
         args.parser.error("--files and --stills exclude each other")
+    if args.files is not None and args.broken_share is not None:
+        args.parser.error("--files and --broken exclude each other")
     if args.files is not None:
         _files(args)
         return
-    names = ("split", "count", "seed", "captions_each", "two_objects", "pace", "shard_size", "rename")
+    names = ("split", "count", "seed", "captions_each", "two_objects", "pace", "shard_size", "broken_share", "rename")
     what = "stills" if args.stills else "clips"
     with bar(what) as progress:
         chosen = {name: vars(args)[name] for name in names}

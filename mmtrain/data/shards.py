@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from mmtrain.data import brand, world
+from mmtrain.data import brand, broken, world
 from mmtrain.data.index import Index
 from mmtrain.data.scan import split_name
 from mmtrain.data.tar import TarWriter
@@ -124,6 +124,7 @@ def write_world(
     shard_size: int = 500,
     branded: bool = False,
     stills: bool = False,
+    broken_share: float | None = None,
     rename: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -135,12 +136,13 @@ def write_world(
         pace: how far moving objects go, 1 is 20 pixels; see `world.scene`.
         branded: whether in the style of the brand kit (`brand.py`), captions with its token.
         stills: whether only the first frame of each clip is drawn.
+        broken_share: of clips that are broken (`broken.py`), whose captions say that alone; None: the world as it is.
         rename: other names in captions, by the world's own words; what the facts say stays.
         progress: called with (written, count) after each sample.
 
     Raises:
-        UserError: for an unknown split, clutter of the brand or renamed, a count below 1, a pace that cannot be judged,
-            or an output that exists.
+        UserError: for an unknown split, clutter of the brand or renamed, broken clips that are something else besides,
+            a count below 1, a pace that cannot be judged, or an output that exists.
     """
     if split not in ("train", "heldout", "clutter"):
         raise UserError("split", repr(split), "train, heldout or clutter", "write one of the three")
@@ -151,10 +153,15 @@ def write_world(
         raise UserError("brand", "clutter", "scenes: train or heldout", "leave out one of the two")
     if rename and split == "clutter":
         raise UserError("rename", "clutter", "scenes, which have captions", "leave out one of the two")
+    if broken_share is not None and (branded or stills or rename or split == "clutter"):
+        raise UserError("broken", "clips of another kind too", "plain scenes: train or heldout", "leave out the others")
     drawn = brand.samples if branded else world.samples
-    with ShardWriter(folder, max_samples=shard_size) as writer:
-        num_frames = 1 if stills else world.NUM_FRAMES
+    num_frames = 1 if stills else world.NUM_FRAMES
+    if broken_share is None:
         scenes = drawn(seed, split, count, captions_each, two_objects, num_frames, pace)
+    else:
+        scenes = broken.samples(seed, split, count, two_objects, pace, broken_share)
+    with ShardWriter(folder, max_samples=shard_size) as writer:
         for key, frames, captions, truth in scenes:
             facts = {"fps": WORLD_FPS, "num_frames": len(frames), "truth": truth}
             text = json.dumps(facts, sort_keys=True).encode()

@@ -21,15 +21,11 @@ _WORSE, _FAR = (1, 2, 3, 5, 10, 20), "more"
 
 
 def parts(evaluated: Mapping[str, Any], _: Path) -> list[str]:
-    """Verdict, tables, matrices, ranks and the shape of the space."""
-    return [
-        verdict(evaluated),
-        gates(evaluated),
-        results(evaluated),
-        similarities(evaluated),
-        rank_histograms(evaluated),
-        space(evaluated),
-    ]
+    """Verdict, tables, matrices and ranks where captions differ, and the shape of the space."""
+    made = [verdict(evaluated), gates(evaluated), results(evaluated)]
+    if "similarity" in evaluated["alignment"]:
+        made += [similarities(evaluated), rank_histograms(evaluated)]
+    return [*made, space(evaluated)]
 
 
 def verdict(evaluated: Mapping[str, Any]) -> str:

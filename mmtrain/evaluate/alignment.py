@@ -14,12 +14,12 @@ import numpy as np
 from mmtrain import artifact
 from mmtrain.backbone.aligned import Aligned
 from mmtrain.config.gate import parse
+from mmtrain.errors import UserError
 from mmtrain.evaluate import pairs, table
 from mmtrain.evaluate.cases import Numbers
 from mmtrain.evaluate.embedded import Embedded, EmbeddingMetric, Item, embedded, shape_of_space
 from mmtrain.evaluate.gates import judged, refuse_silent, told
 from mmtrain.evaluate.outcome import VERSION
-from mmtrain.evaluate.retrieval import DIRECTIONS, median_row, ranks
 from mmtrain.evaluate.run import circumstances, metric, show, staged
 from mmtrain.run import Run, write_json
 from mmtrain.run.checkpoints import newest
@@ -83,7 +83,8 @@ def evaluate(
     """
     wanted = [parse(gate) for gate in gates]
     chosen = [embedding_metric(name) for name in metrics]
-    items, passed = pairs.asked(prompts_from, count=count, seed=seed, num_frames=adapted.num_frames)
+    apart = told_apart(chosen)
+    items, passed = pairs.asked(prompts_from, count=count, seed=seed, num_frames=adapted.num_frames, distinct=apart)
     started = time.perf_counter()
     with staged(out) as staging:
         seen = {name: embedded(model.eval(), items) for name, model in (("base", base), ("adapted", adapted))}
@@ -103,7 +104,7 @@ def evaluate(
             "alignment": {
                 "captions": [item.caption for item in items],
                 "space": {name: shape_of_space(each) for name, each in seen.items()},
-                "similarity": {name: _rounded(each.text @ each.visual.T) for name, each in seen.items()},
+                **({"similarity": {n: _rounded(e.text @ e.visual.T) for n, e in seen.items()}} if apart else {}),
             },
             "clips": asked,
         }
@@ -124,13 +125,8 @@ def tabled(
             for i, item in enumerate(items):
                 arms = {name: {"numbers": found[group][i]} for name, found in numbers.items()}
                 asked.append({"way": table.PAIRS, "group": group, "name": item.name, "prompt": item.caption, **arms})
-    rows = table.aggregate(asked, seed=seed)
-    for way, turned in zip(DIRECTIONS, (False, True), strict=True):
-        before, after = (ranks((e.visual @ e.text.T) if turned else (e.text @ e.visual.T)) for e in seen.values())
-        places = [i for i, row in enumerate(rows) if row["group"] == way]
-        if places:
-            rows.insert(places[-1] + 1, median_row(table.PAIRS, way, before, after, seed))
-    return asked, rows
+    rows = [*table.aggregate(asked, seed=seed), *(row for each in metrics for row in each.rows(seen, seed=seed))]
+    return asked, [row for group in table.groups(rows).values() for row in group]
 
 
 def means(found: Sequence[dict[str, list[Numbers]]]) -> dict[str, float]:
@@ -143,6 +139,19 @@ def means(found: Sequence[dict[str, list[Numbers]]]) -> dict[str, float]:
                     if value is not None:
                         columns.setdefault(f"{group}, {name}", []).append(float(value))
     return {name: sum(values) / len(values) for name, values in columns.items()}
+
+
+def told_apart(metrics: Sequence[EmbeddingMetric]) -> bool:
+    """Whether the captions of what is asked must all differ.
+
+    Raises:
+        UserError: of some they must, of others they do not.
+    """
+    kinds = {each.distinct for each in metrics}
+    if len(kinds) > 1:
+        came = "metrics that want captions that differ, beside those of clips that share them"
+        raise UserError("metrics", came, "one kind", "ask them in two evaluations")
+    return kinds != {False}
 
 
 def embedding_metric(name: str) -> EmbeddingMetric:

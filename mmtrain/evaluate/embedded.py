@@ -13,6 +13,7 @@ from mmtrain.backbone.aligned import Aligned
 from mmtrain.batch import to_unit
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Numbers
+from mmtrain.evaluate.table import Row
 
 _AT_ONCE = 16  # pairs that go through the towers together
 
@@ -53,11 +54,21 @@ class Embedded:
 
 
 class EmbeddingMetric(ABC):
-    """A metric of embeddings, as against one of frames."""
+    """A metric of embeddings, as against one of frames.
+
+    Attributes:
+        distinct: whether it wants captions that all differ.
+    """
+
+    distinct = True
 
     @abstractmethod
     def __call__(self, seen: Embedded) -> dict[str, list[Numbers]]:
         """By group, the numbers of each item, in the items' order."""
+
+    def rows(self, seen: Mapping[str, Embedded], *, seed: int) -> list[Row]:
+        """Rows of the table that are no means over items, from both states by name, base first."""
+        return []
 
 
 @torch.no_grad()

@@ -48,6 +48,13 @@ def bootstrap(values: np.ndarray, *, seed: int, draws: int = 2000, level: float 
     return Interval(float(sample.mean()), float(low), float(high), n)
 
 
+def of_draws(value: float, draws: np.ndarray, *, n: int, level: float = 0.95) -> Interval:
+    """Interval of a number of ``n`` values that is no mean, from what it is in each of the draws ``[draws]``: the
+    middle ``level`` of them."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high), n)
+
+
 def wilson(values: np.ndarray, *, level: float = 0.95) -> Interval:
     """Interval of a share of trues, values ``[n]`` of 0 or 1: the shares p that a normal test would not refuse.
 

@@ -36,8 +36,9 @@ def heldout(*, count: int, seed: int, num_frames: int | None) -> list[Item]:
     return items
 
 
-def from_shards(shards: str, *, count: int, num_frames: int | None) -> tuple[list[Item], int]:
-    """The first pairs of shards with distinct captions, and how many were passed over because theirs had come before.
+def from_shards(shards: str, *, count: int, num_frames: int | None, distinct: bool) -> tuple[list[Item], int]:
+    """The first pairs of shards, and how many were passed over because their captions had come before: none, unless
+    captions must be distinct.
 
     Raises:
         UserError: fewer than two, or shards that `Source` refuses.
@@ -51,21 +52,24 @@ def from_shards(shards: str, *, count: int, num_frames: int | None) -> tuple[lis
             break
         sample = source.sample(i)
         caption = sample.captions[0]
-        if caption in told:
+        if distinct and caption in told:
             passed += 1
             continue
         told.add(caption)
         items.append(Item(sample.key, caption, spread(sample.frames, num_frames), sample.truth))
     if len(items) < 2:
-        raise UserError(shards, f"{len(items)} distinct captions", "at least 2 pairs", "name other shards")
+        came = f"{len(items)} {'distinct captions' if distinct else 'samples'}"
+        raise UserError(shards, came, "at least 2 pairs", "name other shards")
     return items, passed
 
 
-def asked(prompts_from: str, *, count: int, seed: int, num_frames: int | None) -> tuple[list[Item], int]:
+def asked(
+    prompts_from: str, *, count: int, seed: int, num_frames: int | None, distinct: bool = True
+) -> tuple[list[Item], int]:
     """``heldout``, or shards."""
     if prompts_from == "heldout":
         return heldout(count=count, seed=seed, num_frames=num_frames), 0
-    return from_shards(prompts_from, count=count, num_frames=num_frames)
+    return from_shards(prompts_from, count=count, num_frames=num_frames, distinct=distinct)
 
 
 def spread(frames: np.ndarray, num_frames: int | None) -> np.ndarray:

@@ -4,6 +4,8 @@ Ties count against: a rank is the number of candidates that are at least as simi
 So embeddings that are all equal find nothing.
 """
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ import numpy as np
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Numbers
 from mmtrain.evaluate.embedded import Embedded, EmbeddingMetric
-from mmtrain.evaluate.intervals import paired
+from mmtrain.evaluate.intervals import of_draws, paired
+from mmtrain.evaluate.table import PAIRS, Row
 
 DIRECTIONS = ("text → visual", "visual → text")
 RANK = "median rank"
@@ -35,6 +38,14 @@ class Retrieval(EmbeddingMetric):
         found = zip(DIRECTIONS, (ranks(similarity), ranks(similarity.T)), strict=True)
         return {way: [{f"R@{k}": bool(rank <= k) for k in self.at} for rank in each] for way, each in found}
 
+    def rows(self, seen: Mapping[str, Embedded], *, seed: int) -> list[Row]:
+        """The median rank each way."""
+        rows = []
+        for way, turned in zip(DIRECTIONS, (False, True), strict=True):
+            before, after = (ranks((e.visual @ e.text.T) if turned else (e.text @ e.visual.T)) for e in seen.values())
+            rows.append(median_row(PAIRS, way, before, after, seed))
+        return rows
+
 
 def ranks(similarity: np.ndarray) -> np.ndarray:
     """Rank of the diagonal in each row of ``[n n]``, 1 the best; a tie counts against it."""
@@ -54,13 +65,8 @@ def median_row(way: str, group: str, base: np.ndarray, adapted: np.ndarray, seed
         "number": RANK,
         "share": False,
         "better": "lower",
-        "base": _interval(np.median(before), old, len(before)),
-        "adapted": _interval(np.median(after), new, len(after)),
-        "difference": _interval(np.median(after) - np.median(before), new - old, len(after)),
+        "base": asdict(of_draws(float(np.median(before)), old, n=len(before))),
+        "adapted": asdict(of_draws(float(np.median(after)), new, n=len(after))),
+        "difference": asdict(of_draws(float(np.median(after) - np.median(before)), new - old, n=len(after))),
         "p_value": paired(before, after, seed=seed).p_value,
     }
-
-
-def _interval(value: Any, draws: np.ndarray, n: int) -> dict[str, Any]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"mean": float(value), "low": float(low), "high": float(high), "n": n}

@@ -140,13 +140,15 @@ def run(recipe: str, told: Mapping[str, Any], words: Sequence[str], seed: int, s
 
 
 def data_words(data: Mapping[str, Any], out: Path) -> list[str]:
-    """The world's shards or, for a recipe that packs a folder, files of it (``png`` of first frames, or ``mp4``); made
-    where they are not yet."""
+    """The world's shards (a share of them ``broken``) or, for a recipe that packs a folder, files of it (``png`` of
+    first frames, or ``mp4``); made where they are not yet."""
     split, count, seed, files = *(data[key] for key in ("split", "count", "seed")), data.get("files")
-    place = out / "data" / "-".join([split, str(count), str(seed), *([files] if files else [])])
+    share = data.get("broken")
+    kind = [files] if files else [] if share is None else [f"broken {share:g}"]
+    place = out / "data" / "-".join([split, str(count), str(seed), *kind])
     if files is None:
         if not place.exists():
-            write_world(place, split=split, count=count, seed=seed)
+            write_world(place, split=split, count=count, seed=seed, broken_share=share)
         return [f"dataset.shards={place}"]
     place.mkdir(parents=True, exist_ok=True)
     for key, frames, captions, _ in world.samples(seed, split, count, captions_each=1):

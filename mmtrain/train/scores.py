@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from mmtrain.backbone.aligned import Aligned
 from mmtrain.errors import UserError
 from mmtrain.evaluate import pairs
-from mmtrain.evaluate.alignment import embedding_metric, means
+from mmtrain.evaluate.alignment import embedding_metric, means, told_apart
 from mmtrain.evaluate.embedded import Item, embedded
 from mmtrain.sample.generate import evaluating
 from mmtrain.train.loggers import Loggers
@@ -52,8 +52,10 @@ class Scores(pl.Callback):
             wanted = "a backbone that aligns text and pictures"
             raise UserError("preview", f"a {type(backbone).__name__}", wanted, "set preview=null")
         self.file = Path(str(trainer.default_root_dir)) / "scores.csv"
-        num_frames = backbone.num_frames
-        self.items, _ = pairs.asked(self.prompts_from, count=self.count, seed=self.seed, num_frames=num_frames)
+        length, apart = backbone.num_frames, told_apart(self.metrics)
+        self.items, _ = pairs.asked(
+            self.prompts_from, count=self.count, seed=self.seed, num_frames=length, distinct=apart
+        )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = pl_module.step == pl_module.steps
