@@ -22,11 +22,8 @@ _LASTS = 3  # frames, of a fault that passes: every other frame of a clip, or 8 
 _OFF = (10.0, 18.0)  # pixels that a jumped object stands off its path
 _FROZEN = (6, 9)  # frames that stand still
 _MELTED = (3.0, 5.0)  # deviation in pixels of the blur at a melted clip's end
-_SOFT, _FLICKER, _PATCH = (
-    1.0,
-    3.0,
-    8,
-)  # most wear: deviation of a blur in pixels, of flicker in levels; its patches' side
+_SOFT = 1.0  # most wear: deviation in pixels of a blur …
+_FLICKER, _PATCH = 3.0, 8  # … and in levels of flicker, in patches of so many pixels
 
 
 def samples(

@@ -141,8 +141,8 @@ def write_world(
         progress: called with (written, count) after each sample.
 
     Raises:
-        UserError: for an unknown split, clutter of the brand or renamed, broken clips that are something else besides,
-            a count below 1, a pace that cannot be judged, or an output that exists.
+        UserError: for an unknown split, clutter of the brand, renamed or at a pace, broken clips that are something
+            else besides, a count below 1, a pace that cannot be judged, or an output that exists.
     """
     if split not in ("train", "heldout", "clutter"):
         raise UserError("split", repr(split), "train, heldout or clutter", "write one of the three")
@@ -151,6 +151,8 @@ def write_world(
     world.readable(pace)
     if branded and split == "clutter":
         raise UserError("brand", "clutter", "scenes: train or heldout", "leave out one of the two")
+    if pace != 1 and split == "clutter":
+        raise UserError("pace", "clutter, where nothing moves", "scenes: train or heldout", "leave out one of the two")
     if rename and split == "clutter":
         raise UserError("rename", "clutter", "scenes, which have captions", "leave out one of the two")
     if broken_share is not None and (branded or stills or rename or split == "clutter"):

@@ -74,4 +74,7 @@ def test_a_name_for_what_the_world_does_not_hold_is_refused(capsys: pytest.Captu
     words = ["shards", "world", str(tmp_path / "x"), "--count", "2", "--split", "clutter", "--rename", "circle=zorbit"]
     assert cli.main(words) == 2, "clutter has no captions"
     assert "rename: clutter" in capsys.readouterr().err
+    words = ["shards", "world", str(tmp_path / "x"), "--count", "2", "--split", "clutter", "--pace", "0.6"]
+    assert cli.main(words) == 2
+    assert "pace: clutter" in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing half written"
