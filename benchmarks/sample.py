@@ -28,8 +28,9 @@ from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.wan import Wan
 from mmtrain.export.onnx import write_onnx
 from mmtrain.sample import onnx
-from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.generate import images
 from mmtrain.sample.held import hold
+from mmtrain.sample.video import VideoSampler
 from mmtrain.threads import keep_pages
 from mmtrain.train.measure import measured
 

@@ -1,7 +1,7 @@
 """The two that are compared, and what both start from: an artifact's backbone without its adapters, and with them.
 
 Without a bridge the backbone puts the text tower's own embedding in the place of the image's: the untrained baseline.
-Sampling itself is `sample/generate.py`.
+Sampling itself is `sample/video.py` and `sample/generate.py`.
 """
 
 import os
@@ -20,11 +20,12 @@ from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Case
 from mmtrain.sample.chunks import long_video
-from mmtrain.sample.generate import IMAGE_GUIDANCE, STEPS, VideoSampler, to_bytes
+from mmtrain.sample.generate import IMAGE_GUIDANCE, STEPS, to_bytes
 from mmtrain.sample.generate import clips as shoot
 from mmtrain.sample.generate import images as draw
 from mmtrain.sample.held import Bits, hold, placed
 from mmtrain.sample.strength import opened
+from mmtrain.sample.video import VideoSampler
 from mmtrain.threads import calibrate
 
 WAYS = ("sd", "none", "image")

@@ -32,7 +32,8 @@ from mmtrain.backbone.vq import VQCodec
 from mmtrain.backbone.wan_codec import WanCodec, step_of
 from mmtrain.backbone.weights import copy_as, digest
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, clips, evaluating, folded, images, starts_from_image
+from mmtrain.sample.generate import clips, evaluating, folded, images, starts_from_image
+from mmtrain.sample.video import VideoSampler
 
 SCRIPT = Path(__file__).with_name("vanilla.py")
 SEED, STEPS, FRAMES, SIDE = 0, 2, 2, 64

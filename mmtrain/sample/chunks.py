@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mmtrain.errors import UserError
 from mmtrain.rng import key
-from mmtrain.sample.generate import Progress, VideoSampler
+from mmtrain.sample.generate import Progress
+from mmtrain.sample.video import VideoSampler
 
 OVERLAP = 1
 """Frames that chunks share unless more are asked for: the last is handed over."""

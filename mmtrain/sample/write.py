@@ -26,11 +26,12 @@ from mmtrain.errors import UserError
 from mmtrain.sample import onnx, watermark
 from mmtrain.sample.chunks import check_overlap, long_video
 from mmtrain.sample.files import Files
-from mmtrain.sample.generate import Progress, VideoSampler, clips, images, starts_from_image, to_bytes
+from mmtrain.sample.generate import Progress, clips, images, starts_from_image, to_bytes
 from mmtrain.sample.held import Bits, hold, placed
 from mmtrain.sample.mp4 import contact_sheet
 from mmtrain.sample.provenance import LABEL
 from mmtrain.sample.strength import fold, opened
+from mmtrain.sample.video import VideoSampler
 
 _ON_SHEET = 48  # clips on the contact sheet
 

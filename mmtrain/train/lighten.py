@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from mmtrain.backbone.flat_convolution import flatten
 from mmtrain.backbone.frozen import spare
 from mmtrain.backbone.one_token import shorten
 from mmtrain.backbone.plain_attention import write_out
@@ -15,9 +16,10 @@ from mmtrain.train.schedule import Fit
 
 
 def lighten(backbone: Any, schedule: Fit) -> None:
-    """Attention to one token is its value; short attention in 16 bits on a CPU is written out, where the last bits
-    differ. Where ``schedule.checkpointing`` asks for less memory, blocks are computed again and frozen convolutions
-    keep no input; alone these save little (benchmarks/RESULTS.md). Adapters are attached already.
+    """Attention to one token is its value; on a CPU, short attention in 16 bits is written out and convolutions over
+    frames are flat in 32, where the last bits differ. Where ``schedule.checkpointing`` asks for less memory, blocks are
+    computed again and frozen convolutions keep no input; alone these save little (benchmarks/RESULTS.md). Adapters are
+    attached already.
 
     Raises:
         UserError: a network that has no blocks to compute again.
@@ -26,6 +28,7 @@ def lighten(backbone: Any, schedule: Fit) -> None:
     write_out(network)
     shorten(network)
     if not schedule.checkpointing:
+        flatten(network)
         return
     spare(network)
     if not recompute(network):

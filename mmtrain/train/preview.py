@@ -10,8 +10,9 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, check_start, clips, images, starts_from_image
+from mmtrain.sample.generate import check_start, clips, images, starts_from_image
 from mmtrain.sample.mp4 import contact_sheet, write_mp4
+from mmtrain.sample.video import VideoSampler
 from mmtrain.train.loggers import Loggers
 from mmtrain.train.module import TrainModule
 

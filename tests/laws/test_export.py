@@ -25,7 +25,8 @@ from mmtrain.export import prove, vanilla
 from mmtrain.export.diffusers import export
 from mmtrain.run import Run, write_json
 from mmtrain.run.checkpoints import manifest_of
-from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.generate import images
+from mmtrain.sample.video import VideoSampler
 
 TINY = {"height": 64, "width": 64, "num_inference_steps": 2}
 PROMPT = "a red circle moving left"

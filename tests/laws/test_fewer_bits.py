@@ -13,8 +13,9 @@ from mmtrain.adapter.injected import merged
 from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
-from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.generate import images
 from mmtrain.sample.held import Bits, hold
+from mmtrain.sample.video import VideoSampler
 
 
 def adapted(folder: Path) -> StableDiffusion:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmtrain.adapter.bridge import Bridge
 from mmtrain.adapter.lora import LoRA
+from mmtrain.backbone.flat_convolution import FlatConv3d, flatten
 from mmtrain.backbone.frozen import spare
 from mmtrain.backbone.one_token import OneToken, shorten
 from mmtrain.backbone.plain_attention import WrittenOut, write_out
@@ -173,6 +174,38 @@ def _off(exact: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> floa
     """Relative error of all gradients together."""
     wrong = sum((found[name] - part).square().sum().item() for name, part in exact.items())
     return (wrong / sum(part.square().sum().item() for part in exact.values())) ** 0.5
+
+
+def test_convolutions_over_frames_are_flat_in_training_alone(tiny_svd: Path):
+    exact = made("svd", tiny_svd, targets=["*.temporal_res_block.conv*"])
+    model, lora = made("svd", tiny_svd, targets=["*.temporal_res_block.conv*"])
+    over_frames = [m for m in model.network.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (3, 1, 1)]
+    assert flatten(model.network) > len(over_frames) > 3, "those of LoRA, which are 1 × 1 × 1 too"
+    assert all(isinstance(m, FlatConv3d) for m in over_frames)
+    wanted, found = gradients(*exact), gradients(model, lora)
+    assert {n for n, part in found.items() if len(part)} == {n for n, part in wanted.items() if len(part)}
+    assert _off(wanted, found) < 1e-5
+    told = given(model)
+    with torch.no_grad():
+        assert torch.equal(model.predict(*told), exact[0].predict(*told)), "sampling is the stock way"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.predict(*told), exact[0].predict(*told)), "so are 16 bits"
+
+
+def test_only_convolutions_over_frames_are_flat():
+    others = nn.Sequential(
+        nn.Conv3d(2, 2, 3, padding=1),
+        nn.Conv3d(2, 2, (3, 1, 1), padding="same"),
+        nn.Conv3d(2, 2, (3, 1, 1), padding=(1, 0, 0), padding_mode="replicate"),
+        nn.Conv3d(2, 2, (3, 1, 1), stride=(2, 1, 1)),
+        nn.Conv3d(2, 2, (3, 1, 1), groups=2),
+    )
+    assert flatten(others) == 0
+    layer = nn.Conv3d(2, 4, (5, 1, 1), padding=(2, 0, 0), bias=False)
+    x = torch.randn(3, 2, 7, 4, 6, generator=torch.Generator().manual_seed(0))
+    wanted = layer(x)
+    assert flatten(layer) == 1
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_long_attention_stays_fused_and_a_fit_installs_the_short_way(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,8 @@ from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, embeddings
+from mmtrain.sample.generate import embeddings
+from mmtrain.sample.video import VideoSampler
 from mmtrain.sample.write import opened_prior, sample
 
 Family = Callable[[str], Path]
@@ -35,11 +36,11 @@ def test_a_clip_by_a_prior_is_that_of_its_embedding(family: Family, tiny_svd: Pa
     picture = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
     how = {"images": picture, "height": 16, "width": 16, "num_frames": 2, "num_inference_steps": 1, "seeds": [5]}
     own = backbone.embed(torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 127.5 - 1)
-    monkeypatch.setattr("mmtrain.sample.generate.embeddings", lambda *_: own)
+    monkeypatch.setattr("mmtrain.sample.video.embeddings", lambda *_: own)
     got = VideoSampler(backbone=backbone, prior=prior).video(prompts=["a red circle"], guidance_scale=1.0, **how)
     wanted = VideoSampler(backbone=backbone).video(guidance_scale=1.0, **how)
     assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1
-    monkeypatch.setattr("mmtrain.sample.generate.embeddings", lambda *_: -30 * own)
+    monkeypatch.setattr("mmtrain.sample.video.embeddings", lambda *_: -30 * own)
     other = VideoSampler(backbone=backbone, prior=prior).video(prompts=["a red circle"], guidance_scale=1.0, **how)
     assert np.abs(other.astype(int) - wanted.astype(int)).max() > 1
 

@@ -12,7 +12,8 @@ from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
-from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.generate import images
+from mmtrain.sample.video import VideoSampler
 
 PROMPTS = ["a red circle moving left", "a blue square still", "a red square moving up"]
 TINY = {"num_inference_steps": 2, "num_frames": 2}

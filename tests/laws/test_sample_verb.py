@@ -17,8 +17,9 @@ from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.data.decode import Look, decode
 from mmtrain.sample import write
-from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.generate import images
 from mmtrain.sample.mp4 import write_mp4
+from mmtrain.sample.video import VideoSampler
 
 PROMPTS = ["a red circle moving left", "a blue square still"]
 TINY = ["--steps", "1", "--num-frames", "2"]
@@ -224,7 +225,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     (home / "empty").mkdir()
     (home / "empty.txt").write_text(" \n")
     (home / "long.txt").write_text(f"{PROMPTS[0]}\n{LONG}\n")
-    monkeypatch.setattr("mmtrain.sample.generate._Pipeline.__call__", lambda *a, **k: pytest.fail("sampled"))
+    monkeypatch.setattr("mmtrain.sample.video._Pipeline.__call__", lambda *a, **k: pytest.fail("sampled"))
     before = sorted(os.walk(home))
     assert run(line) == 2
     said = capsys.readouterr()

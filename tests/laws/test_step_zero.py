@@ -14,7 +14,8 @@ from mmtrain.adapter.bridge import Bridge
 from mmtrain.adapter.lora import LoRA
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
-from mmtrain.sample.generate import VideoSampler, images
+from mmtrain.sample.generate import images
+from mmtrain.sample.video import VideoSampler
 
 SMALL = {"height": 64, "width": 64, "num_inference_steps": 2}
 TEMPORAL = ["*.temporal_transformer_blocks.*.attn1.to_*", "*.attn2.to_v", "*.temporal_transformer_blocks.*.ff*.net.*"]
