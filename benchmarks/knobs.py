@@ -14,6 +14,7 @@ from benchmarks.rounds import in_turn, rounds_asked
 from benchmarks.scale import work
 from mmtrain import config
 from mmtrain.artifact import attached
+from mmtrain.backbone.flat_convolution import flatten
 from mmtrain.backbone.frozen import spare
 from mmtrain.backbone.one_token import shorten
 from mmtrain.backbone.plain_attention import write_out
@@ -21,6 +22,7 @@ from mmtrain.backbone.recompute import recompute
 
 ROUNDS = rounds_asked(10)
 TEMPORAL = ["backbone=svd", "adapters.style.targets=temporal"]
+CONVOLVED = ["backbone=svd", "adapters.style.targets=['*.temporal_res_block.conv*']"]
 Change = Callable[[Any], Any]
 
 SD: dict[str, list[Change]] = {"stock": [], "frozen convolutions": [spare], "and recomputed": [spare, recompute]}
@@ -32,14 +34,16 @@ SVD: dict[str, list[Change]] = {
     "all, recomputed": [spare, shorten, recompute],
 }
 
+CLIPS: dict[str, list[Change]] = {"stock": [], "flat convolutions": [flatten]}
 SIXTEEN: dict[str, list[Change]] = {"stock": [], "attention written out": [write_out]}
 
 
 def knobs(report: Report) -> None:
-    """A table for each family, and one of a step in 16 bits."""
+    """A table for each family, and of clips for training's two precisions on a CPU."""
     for title, words, point, ways in (
         ("Stable Diffusion (tiny), batch 4, 64 px", list[str](), (4, 1, 64), SD),
         ("Stable Video Diffusion (tiny), 4 frames of 64 px", TEMPORAL, (1, 4, 64), SVD),
+        ("Stable Video Diffusion (tiny), 8 clips of 8 frames", CONVOLVED, (8, 8, 64), CLIPS),
         ("Stable Video Diffusion (tiny), 8 clips of 8 frames, bf16", TEMPORAL, (8, 8, 64), SIXTEEN),
     ):
         made: dict[str, Callable[[], float]] = {}
