@@ -64,6 +64,7 @@ class Bridge(nn.Module):
             nn.Linear(into, 2 * self.width), nn.SiLU(), nn.Linear(2 * self.width, self.code_width)
         ).requires_grad_(False)
         self.usual = nn.Parameter(torch.zeros(self.code_width), requires_grad=False)
+        self.news = nn.Parameter(torch.eye(self.code_width), requires_grad=False)
         self.steering = nn.ParameterDict(
             {
                 name.replace(".", "/"): nn.Parameter(torch.zeros(wide, self.code_width))
@@ -99,8 +100,9 @@ class Bridge(nn.Module):
         return F.normalize(self.say(bag), dim=-1)
 
     def code(self, text: Any) -> Tensor:
-        """Text features → codes ``[b k]`` of about unit variance, without what is usual in captions."""
-        return (self.direction(text) - self.usual) * self.code_width**0.5
+        """Text features → codes ``[b k]`` of about unit variance, without what is usual in captions and what a first
+        frame shows already."""
+        return (self.direction(text) - self.usual) @ self.news.T * self.code_width**0.5
 
     def steer(self, code: Tensor) -> dict[str, Tensor]:
         """Codes ``[b k]`` → by residual block, what is added to its time embedding, ``[b c]``; zeros at the start."""

@@ -24,6 +24,8 @@ def add(verbs: Any) -> None:
     verb.add_argument("--prior", metavar="PRIOR", help=text)
     verb.add_argument("--negative-prompt", help="what to steer away from")
     verb.add_argument("--guidance-scale", type=finite, help="how hard to steer; 1 is not at all")
+    text = "noise level below which nothing is steered (default of words: 5)"
+    verb.add_argument("--guidance-above", type=finite, metavar="SIGMA", help=text)
     text = "of a clip (default: the model's); more are made in chunks, each begun from the end of the one before"
     verb.add_argument("--num-frames", "--frames", metavar="N", type=positive, help=text)
     verb.add_argument("--overlap", metavar="K", type=positive, help="frames that chunks share (default 1)")
@@ -55,7 +57,7 @@ def _sample(args: argparse.Namespace) -> None:
     from mmtrain.sample.write import sample
 
     sizes = ("num_frames", "height", "width", "overlap", "decode_chunk_size")
-    names = ("negative_prompt", "guidance_scale", "first_frame_guidance", *sizes)
+    names = ("negative_prompt", "guidance_scale", "guidance_above", "first_frame_guidance", *sizes)
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
     options = ("prompts_file", "image", "first_frame", "text", "prior", "seed", "strength", "out")
     asked = {name: vars(args)[name] for name in options}

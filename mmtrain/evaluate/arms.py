@@ -41,6 +41,7 @@ class Settings:
         first_frame: folder or hub id of the Stable Diffusion that draws first frames; of an artifact on one, its base
             draws those of the base, and it those of the adapted.
         first_frame_guidance: its guidance scale.
+        guidance_above: of Stable Video Diffusion alone, the noise level σ below which nothing is guided.
         strength: of the artifact's adapters; at 0 the adapted is the base, bit for bit.
         bits: in which the networks of both are held (`sample/held.py`).
         base_bits: of the base alone; None: as the adapted. At strength 0 bits alone are compared.
@@ -49,6 +50,7 @@ class Settings:
     first_frame: str
     first_frame_guidance: float = IMAGE_GUIDANCE
     guidance_scale: float | None = None
+    guidance_above: float | None = None
     num_inference_steps: int = STEPS
     negative_prompt: str = ""
     num_frames: int | None = None
@@ -126,7 +128,12 @@ def arms(folder: Path, settings: Settings, cases: Sequence[Case]) -> Iterator[tu
 def _model(backbone: Any, settings: Settings, bits: Bits) -> "Sampled | Told":
     if bits < 32:
         hold(backbone, bits)
-    return Sampled(backbone, settings) if isinstance(backbone, StableVideoDiffusion) else Told(backbone, settings)
+    if isinstance(backbone, StableVideoDiffusion):
+        return Sampled(backbone, settings)
+    if settings.guidance_above is not None:
+        came = f"{settings.guidance_above:g} for a {type(backbone).__name__}"
+        raise UserError("--guidance-above", came, "a Stable Video Diffusion", "leave it out")
+    return Told(backbone, settings)
 
 
 class Sampled:
@@ -150,6 +157,7 @@ class Sampled:
                 seeds=[case.seed for case in cases],
                 negative_prompt=self.settings.negative_prompt,
                 guidance_scale=self.settings.guidance_scale,
+                guidance_above=self.settings.guidance_above,
                 num_inference_steps=self.settings.num_inference_steps,
                 num_frames=frames,
                 height=self.size[0],

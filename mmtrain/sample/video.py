@@ -1,9 +1,15 @@
 """Clips by Stable Video Diffusion: text → video, text → first frame → video, image + text → video, image → video.
 
 Everything runs in the vanilla pipeline; with a prompt, text tokens stand where the image's embedding stood.
+
+Words are guided by themselves: away from the clip with the same first frame and no words, and only at much noise (as
+Kynkäänniemi et al. 2024 guide an interval of levels), where it is settled where things go. The rest of the way is not
+guided, so that outlines stay and a step costs half.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +37,9 @@ from mmtrain.sample.generate import (
     told_each_step,
 )
 
-VIDEO_GUIDANCE = 3.0  # with a prompt, for every frame; without one the vanilla ramp 1 → 3 holds
+VIDEO_GUIDANCE = 3.0  # of the last frame where an image is the condition; the vanilla ramp begins at 1
+TEXT_GUIDANCE = 8.0  # of words, for every frame
+GUIDED_ABOVE = 5.0  # σ; what was measured of both stands in recipes/LOG.md, "Words guided by themselves"
 
 
 class _Pipeline(StableVideoDiffusionPipeline):
@@ -115,7 +123,8 @@ class VideoSampler:
         tokens: Literal["text", "image"] = "text",
         negative_prompt: str | None = "",
         guidance_scale: float | None = None,
-        image_guidance: bool = True,
+        guidance_above: float | None = None,
+        image_guidance: bool = False,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -137,10 +146,10 @@ class VideoSampler:
             tokens: what the network's cross-attention sees, the text or the first frame (as vanilla does; the prompts
                 then only draw first frames).
             negative_prompt: the unconditional branch that guidance steers away from; None: zeros, as vanilla has it.
-            guidance_scale: of every frame; 1 is none. None: 3, and where the image is the condition the vanilla ramp
-                from 1 at the first frame to 3 at the last.
-            image_guidance: with text, guidance steers away from the clip without its first frame too, which keeps
-                objects whole.
+            guidance_scale: of every frame; 1 is none. None: 8 for words, and where the image is the condition the
+                vanilla ramp from 1 at the first frame to 3 at the last.
+            guidance_above: the noise level σ below which nothing is guided. None: 5 for words, else 0.
+            image_guidance: guidance of words steers away from the clip without its first frame too.
             num_frames, height, width: by default what the network was made for.
             fps: the conditioning number, not the rate of a file.
             num_inference_steps: of the denoising, and of drawing the first frames.
@@ -166,12 +175,17 @@ class VideoSampler:
             textual = prompts is not None and tokens == "text"
             if not textual and images is None:
                 raise UserError("sample", "no first frame", "one, to be the condition", "give an image")
-            usual = (VIDEO_GUIDANCE if textual else 1.0, VIDEO_GUIDANCE)
+            words = textual and self.prior is None
+            above = (GUIDED_ABOVE if words else 0.0) if guidance_above is None else guidance_above
+            usual = (TEXT_GUIDANCE, TEXT_GUIDANCE) if words else (1.0, VIDEO_GUIDANCE)
             low, high = usual if guidance_scale is None else (guidance_scale, guidance_scale)
             read = list(prompts) if prompts and textual else None
             code = self._prepare(read, negative_prompt, seeds, blank=images is None, guided=high > 1)
-            self.pipeline.image_guidance = image_guidance or not textual
-            with steered(self.pipeline.unet, self.backbone.bridge, code):
+            self.pipeline.image_guidance = image_guidance or not words
+            with (
+                steered(self.pipeline.unet, self.backbone.bridge, code),
+                unguided_below(self.pipeline.unet, above, self.backbone.bridge, code, guided=high > 1),
+            ):
                 output = self.pipeline(
                     _given(images, (len(seeds), 3, height, width)),
                     height=height,
@@ -228,6 +242,44 @@ class VideoSampler:
         if prompts is None or given is not None:
             raise UserError("first frame", "an image, or no prompt", "a prompt alone, to draw it from", "choose one")
         return images(backbone=self.first_frame, prompts=prompts, seeds=seeds, **how)
+
+
+@contextmanager
+def unguided_below(unet: Any, level: float, bridge: Any, code: Tensor | None, *, guided: bool) -> Iterator[None]:
+    """A network that, below a noise level σ, is asked for the conditional half of its rows alone, and answers with it
+    for both: guidance, which adds a multiple of their difference, then adds nothing.
+
+    Args:
+        unet: that the pipeline calls with ¼ ln σ, unconditional rows first.
+        level: σ; 0 leaves the network alone.
+        bridge, code: that steer it, row by row.
+        guided: whether the rows are doubled at all.
+    """
+    if not guided or level <= 0:
+        yield
+        return
+    stock = unet.forward
+
+    def halved(sample: Tensor, timestep: Any, *, encoder_hidden_states: Tensor, **others: Any) -> Any:
+        if math.exp(4 * float(timestep)) >= level:
+            return stock(sample, timestep, encoder_hidden_states=encoder_hidden_states, **others)
+        half = len(sample) // 2
+        facts = others.pop("added_time_ids")[half:]
+        with steered(unet, bridge, None if code is None else code[half:]):
+            found = stock(
+                sample[half:],
+                timestep,
+                encoder_hidden_states=encoder_hidden_states[half:],
+                added_time_ids=facts,
+                **others,
+            )
+        return (torch.cat([found[0], found[0]]),)
+
+    unet.forward = halved
+    try:
+        yield
+    finally:
+        del unet.forward
 
 
 def _given(images: np.ndarray | None, blank: tuple[int, ...]) -> Any:

@@ -16,6 +16,10 @@ from mmtrain.objective.contrastive import symmetric
 from mmtrain.objective.denoise import ALIGNMENT_LOG_SCALE
 from mmtrain.rng import Rng, key
 
+RIDGE = 0.01  # of the variance of what is seen
+SHIFT = 3  # sixteenths of a side
+QUIET = 0.3  # of the mean variance of what is said; directions far below it are wording
+
 
 class Align:
     """Aligns a bridge's caption codes with clips.
@@ -59,7 +63,7 @@ class Align:
             rng = Rng(seed, step, range(step * self.batch_size, (step + 1) * self.batch_size))
             chosen = (rng.uniform("align") * len(captions)).long()
             clips = backbone.draw_latents({name: part[chosen] for name, part in encoded.items()}, rng)
-            shown = reader(clips)
+            shown = reader(shifted(clips, rng))
             said = bridge.direction(text.rows(chosen))
             loss = symmetric(shown, said, log_scale).mean()
             optimizer.zero_grad()
@@ -67,7 +71,9 @@ class Align:
             optimizer.step()
         bridge.say.requires_grad_(False)
         with torch.no_grad():
-            bridge.usual.copy_(bridge.direction(text).mean(0))
+            said_of_all = bridge.direction(text)
+            bridge.usual.copy_(said_of_all.mean(0))
+            bridge.news.copy_(news(said_of_all, encoded["image_embeds"]))
             hits = (F.normalize(shown, dim=-1) @ said.T).argmax(1) == torch.arange(len(chosen))
         return {"loss": float(loss.detach()), "recall@1": float(hits.float().mean())}
 
@@ -82,30 +88,58 @@ class Align:
         if frames < 2:
             raise UserError("align", "latents of single frames", "clips", "raise dataset.num_frames, or set align=null")
         few = [0, frames // 2, frames - 1]
-        names = ("latents", "latents_std")
-        return {n: torch.stack([row.encoded[n][few] for row in rows]) for n in names}, [row.caption for row in rows]
+        encoded = {n: torch.stack([row.encoded[n][few] for row in rows]) for n in ("latents", "latents_std")}
+        encoded["image_embeds"] = torch.stack([row.encoded["image_embeds"] for row in rows])
+        return encoded, [row.caption for row in rows]
+
+
+def news(said: Tensor, seen: Tensor) -> Tensor:
+    """The linear map ``[k k]`` that leaves of what captions say, ``[n k]``, what first frames ``[n d]`` do not show.
+
+    R·(S + εI)⁻¹, with S the covariance of what is said and R that of its rest after a ridge regression on what is seen:
+    a direction counts by the share of it that is news, and one in which captions hardly differ, as wording, does not.
+    What is left has the trace of S / trace = 1 / k on average, as unit vectors have.
+    """
+    said, seen = said.double() - said.double().mean(0), seen.double()
+    seen = (seen - seen.mean(0)) / seen.std(0).clamp(min=1e-6)
+    n, k, d = len(said), said.shape[1], seen.shape[1]
+    shown = torch.linalg.solve(seen.T @ seen + RIDGE * n * torch.eye(d).to(seen), seen.T @ said)
+    rest = said - seen @ shown
+    every, new = said.T @ said / n, rest.T @ rest / n
+    level = (QUIET * every.trace() / k + 1e-12) * torch.eye(k).to(said)
+    found = new @ torch.linalg.inv(every + level)
+    kept = (found @ every @ found.T).trace()
+    return (found / kept.clamp(min=1e-12).sqrt()).to(torch.float32)
+
+
+def shifted(latents: Tensor, rng: Rng) -> Tensor:
+    """Clips ``[b t c h w]``, each shifted by up to 3/16 of its side as if the picture went on at its edges: where
+    things are is not to be learned by heart, and a few hundred clips are enough."""
+    reach = max(1, SHIFT * latents.shape[-1] // 16)
+    padded = F.pad(latents.flatten(1, 2), (reach,) * 4, mode="replicate")
+    h, w = latents.shape[-2:]
+    places = ((rng.uniform(axis) * (2 * reach + 1)).long().tolist() for axis in ("shift y", "shift x"))
+    moved = [clip[:, y : y + h, x : x + w] for clip, y, x in zip(padded, *places, strict=True)]
+    return torch.stack(moved).unflatten(1, latents.shape[1:3])
 
 
 class Reader(nn.Module):
     """Three latents of a clip ``[b 3 c h w]``, scaled to unit variance → a vector ``[b k]``: the first frame, and what
-    has changed since, on a grid that tells where."""
+    has changed since, wherever it is."""
 
     def __init__(self, *, channels: int, code: int, width: int = 48) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(3 * channels + 2, width, 3, 2, 1),
+            nn.Conv2d(3 * channels, width, 3, 2, 1),
             nn.SiLU(),
             nn.Conv2d(width, 2 * width, 3, 2, 1),
             nn.SiLU(),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(2 * width * 16, 256),
+            nn.Conv2d(2 * width, 2 * width, 3, 1, 1),
             nn.SiLU(),
-            nn.Linear(256, code),
         )
+        self.out = nn.Sequential(nn.Linear(4 * width, 256), nn.SiLU(), nn.Linear(256, code))
 
     def forward(self, latents: Tensor) -> Tensor:
         first, middle, last = latents.unbind(1)
-        axes = (torch.linspace(-1, 1, side, device=latents.device) for side in latents.shape[-2:])
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(latents), -1, -1, -1)
-        return self.net(torch.cat([first, middle - first, last - first, grid], 1))
+        found = self.net(torch.cat([first, middle - first, last - first], 1))
+        return self.out(torch.cat([found.mean((2, 3)), found.amax((2, 3))], 1))

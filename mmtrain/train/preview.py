@@ -26,7 +26,7 @@ class Preview(pl.Callback):
         sd: folder or hub id of the Stable Diffusion that draws first frames for a video model, or None for text alone.
         seed: of the first prompt; the next ones count on.
         num_inference_steps: of sampling.
-        guidance_scale: of sampling.
+        guidance_scale: of sampling; None: the model's own.
         loggers: that are shown them; passed by `fit`.
     """
 
@@ -39,7 +39,7 @@ class Preview(pl.Callback):
         sd: str | None = None,
         seed: int = 0,
         num_inference_steps: int = 10,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
     ) -> None:
         if every < 1 or not prompts:
             raise UserError("preview", f"every {every}, {len(prompts)} prompts", "at least one each", "correct them")
@@ -66,7 +66,8 @@ class Preview(pl.Callback):
 
     def _sample(self, module: TrainModule) -> np.ndarray:
         """Clips uint8 ``[b t h w c]``; pictures are clips of one frame."""
-        how: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        how: dict[str, Any] = {"num_inference_steps": self.steps}
+        how |= {} if self.guidance is None else {"guidance_scale": self.guidance}
         how["seeds"] = [self.seed + i for i in range(len(self.prompts))]
         backbone = module.backbone
         makes = getattr(backbone, "makes", None)

@@ -19,13 +19,15 @@ from mmtrain.data.shards import write_world
 from mmtrain.data.source import Source
 from mmtrain.data.stream import Row
 from mmtrain.errors import UserError
-from mmtrain.train.align import Align
+from mmtrain.rng import Rng
+from mmtrain.train.align import Align, news, shifted
 
 
 def pooled(frames: Tensor) -> dict[str, Tensor]:
     """Small pictures in the place of a codec's latents."""
     small = F.avg_pool2d(frames.flatten(0, 1), 4).unflatten(0, frames.shape[:2])
-    return {"latents": small, "latents_std": torch.zeros_like(small)}
+    seen = F.avg_pool2d(small[:, 0], 8).flatten(1)  # [b 12]: what a first frame shows, roughly
+    return {"latents": small, "latents_std": torch.zeros_like(small), "image_embeds": seen}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +60,8 @@ def fresh(clip: Path) -> Any:
 def likeness(source: Any, clip: Path) -> float:
     """Cosine between codes of captions that differ in their direction alone, the mean over pairs."""
     backbone = fresh(clip)
-    reached = Align(steps=150, batch_size=64, samples=400, lr=3e-3)(backbone, source, 0)
-    assert reached["recall@1"] > 0.2  # 0.016 by chance
+    reached = Align(steps=300, batch_size=64, samples=400, lr=3e-3)(backbone, source, 0)
+    assert reached["recall@1"] > 0.08  # 0.016 by chance
     assert not any(w.requires_grad for w in backbone.bridge.say.parameters())
     said = [f"a red circle moving {way} on black" for way in ("left", "right", "up", "down")]
     codes = F.normalize(backbone.bridge.code(backbone.text(said)), dim=-1)
@@ -102,6 +104,32 @@ def test_whitened_words_are_uncorrelated() -> None:
     words = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) @ torch.randn(12, 12)
     white = words @ whitening(words)
     assert torch.allclose(white.T @ white / 500, torch.eye(12), atol=1e-3)
+
+
+def test_what_a_first_frame_shows_is_no_news() -> None:
+    draw = torch.Generator().manual_seed(0)
+    shown, new, wording = (torch.randn(800, n, generator=draw) * size for n, size in ((3, 1.0), (2, 1.0), (3, 0.02)))
+    said = torch.cat([shown, new, wording], 1) + 5.0
+    seen = torch.cat([shown, torch.randn(800, 4, generator=draw)], 1) @ torch.randn(7, 7, generator=draw)
+    left = (said - said.mean(0)) @ news(said, seen).T
+    share = left.var(0) / left.var(0).sum()
+    assert share[3:5].sum() > 0.97
+    assert share[5:].sum() < 1e-4, "wording is no news"
+    assert left.square().sum(1).mean().item() == pytest.approx(1, rel=1e-3), "as unit vectors"
+    assert torch.isfinite(news(torch.ones(4, 8), torch.ones(4, 2))).all(), "captions that are all alike"
+
+
+def test_a_shifted_clip_is_the_clip_elsewhere() -> None:
+    clips = torch.randn(64, 3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    moved = shifted(clips, Rng(0, 0, range(64)))
+    assert moved.shape == clips.shape
+    inner = {(y, x): clips[..., 3 + y : 13 + y, 3 + x : 13 + x] for y in range(-3, 4) for x in range(-3, 4)}
+    places = []
+    for i in range(64):
+        places += [place for place, part in inner.items() if torch.equal(moved[i, ..., 3:13, 3:13], part[i])]
+    assert len(places) == 64, "one place each, the same for all frames"
+    assert len(set(places)) > 20
+    assert torch.equal(moved, shifted(clips, Rng(0, 0, range(64)))), "the seed decides"
 
 
 @pytest.mark.parametrize("what", ["bridge", "cache", "frames"])

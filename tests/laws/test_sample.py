@@ -89,7 +89,8 @@ def test_every_input_matters(sampler: VideoSampler, photos: np.ndarray):
         {"negative_prompt": None},
         {"guidance_scale": 1.0},
         {"guidance_scale": 6.0},
-        {"image_guidance": False},
+        {"guidance_above": 0.0},
+        {"image_guidance": True},
         {"tokens": "image"},
         {"fps": 25},
         {"num_inference_steps": 3},
@@ -109,6 +110,30 @@ def test_the_negative_prompt_is_the_unconditional_branch(sampler: VideoSampler):
     how: dict[str, Any] = {"prompts": PROMPTS[:1], "seeds": [3], **TINY}
     plain = sampler.video(**how, guidance_scale=1.0)
     assert apart(sampler.video(**how, guidance_scale=8.0, negative_prompt=PROMPTS[0]), plain) <= 1
+
+
+def test_guidance_ends_where_it_is_told_to(sampler: VideoSampler, photos: np.ndarray):
+    rows: list[int] = []
+    unet = sampler.pipeline.unet
+    watched = unet.conv_in.register_forward_hook(lambda module, inputs, out: rows.append(len(out)))
+    levels: list[float] = []
+    timed = unet.time_proj.register_forward_hook(lambda m, i, out: levels.append(float(np.exp(4 * float(i[0][0])))))
+    how: dict[str, Any] = {"prompts": PROMPTS[:1], "images": photos[:1], "seeds": [3], **TINY, "num_inference_steps": 4}
+    try:
+        within = sampler.frames(**how, guidance_scale=6.0, guidance_above=5.0)
+        doubled = [n == 2 * how["num_frames"] for n in rows]
+        assert doubled == [level >= 5.0 for level in levels]
+        assert sum(doubled) == 2, levels
+    finally:
+        watched.remove()
+        timed.remove()
+    nowhere = sampler.frames(**how, guidance_scale=6.0, guidance_above=1e9)
+    assert np.array_equal(nowhere, sampler.frames(**how, guidance_scale=1.0))
+    everywhere = sampler.frames(**how, guidance_scale=6.0, guidance_above=0.0)
+    assert not np.array_equal(within, nowhere)
+    assert not np.array_equal(within, everywhere)
+    assert np.array_equal(within, sampler.frames(**how, guidance_scale=6.0)), "the usual level of words"
+    assert "forward" not in vars(unet), "the network is as it was"
 
 
 def test_first_frames_are_the_stable_diffusions_own(sampler: VideoSampler, drawing: StableDiffusion):
