@@ -205,10 +205,15 @@ class StableVideoDiffusion(Pipelined):
         return text.embeds[:, None] if self.bridge is None else self.bridge(text)
 
     def text_code(self, captions: Sequence[str]) -> Tensor:
-        """Codes ``[b k]`` of captions, by which the bridge steers the network."""
+        """Codes ``[b k]`` of captions, by which the bridge steers the network; an empty one steers nowhere.
+
+        What the tower makes of no words is like some caption or other, and guidance would steer away from that one.
+        """
         assert self.bridge is not None
         assert self.text is not None
-        return self.bridge.code(self.text(captions))
+        code: Tensor = self.bridge.code(self.text(captions))
+        said = torch.tensor([bool(caption.strip()) for caption in captions], device=code.device)
+        return code * said[:, None]
 
     def alignment(self, condition: dict[str, Tensor], encoded: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What a contrastive term compares, ``[b d]`` each: the conditioning's mean token, the clip's embedding."""
