@@ -27,7 +27,7 @@ def backbone(tiny_svd: Path, tiny_clip: Path) -> StableVideoDiffusion:
     Bridge(tokens=2, width=16, heads=2, code=8).attach(made)
     LoRA(rank=2, alpha=2, targets=["*.attn2.to_v", "*.attn1.to_*"], dropout=0.5).attach(made)
     for name, weight in [*made.unet.named_parameters(), *made.bridge.named_parameters()]:
-        if "lora_B" in name or name == "out.weight":
+        if "lora_B" in name or name == "out.weight" or name.startswith("steering"):
             torch.nn.init.normal_(weight, std=0.3)
     return made
 
@@ -110,6 +110,11 @@ def test_the_negative_prompt_is_the_unconditional_branch(sampler: VideoSampler):
     how: dict[str, Any] = {"prompts": PROMPTS[:1], "seeds": [3], **TINY}
     plain = sampler.video(**how, guidance_scale=1.0)
     assert apart(sampler.video(**how, guidance_scale=8.0, negative_prompt=PROMPTS[0]), plain) <= 1
+
+
+def test_no_words_steer_nowhere(backbone: StableVideoDiffusion):
+    codes = backbone.text_code(["", PROMPTS[0], "  "])
+    assert [bool(code.abs().max() > 0) for code in codes] == [False, True, False]
 
 
 def test_guidance_ends_where_it_is_told_to(sampler: VideoSampler, photos: np.ndarray):
