@@ -8,6 +8,7 @@ mmtrain=${1:-mmtrain}
 folder=${2:-}
 out=brand/$(date +%Y%m%d-%H%M%S)
 words='{prompt}, in zwx style'
+patience=()
 measured=fulfilment,forgetting,directional,style
 mkdir -p "$out"
 
@@ -18,14 +19,15 @@ if [ -z "$folder" ]; then
     folder=$out/kit
     $mmtrain shards world "$folder" --brand --files 24,8 --seed 5 --two-objects 0
     measured=brand,$measured
+    patience=(trainer.patience=null) # its held-out loss is lowest long before the logo is there
 fi
 ours=("dataset.folder=$folder" "dataset.shards=$out/shards" "folder=$out/runs")
 
-say "1/7 train: a LoRA on Stable Diffusion, until the loss on the held-out part no longer falls"
-# Logo and stripes are settled at much noise, where even levels seldom look: recipes/LOG.md, 2026-11-29.
+say "1/7 train: a LoRA on Stable Diffusion (of your own pictures until the loss on the held-out part no longer falls)"
+# Logo and stripes are settled at much noise, where even levels seldom look, their colours at little: recipes/LOG.md, 2026-11-29.
 $mmtrain train brand_style "${ours[@]}" "cache=$out/cache" optim.lr=3e-3 trainer.steps=800 'trainer.precision=${native_precision:cpu}' \
-    adapters.style.targets=whole \
-    "objective.levels={_target_:mmtrain.objective.levels.LogitNormal,mean:0.6,deviation:0.8,shift:1.0}"
+    adapters.style.targets=whole ${patience[@]+"${patience[@]}"} \
+    "objective.levels={_target_:mmtrain.objective.levels.LogitNormal,mean:0.6,deviation:1.3,shift:1.0}"
 style=$(ls -d "$out"/runs/*-brand_style-*/)
 heldout=$(ls -d "$out"/shards/*-heldout-*/)
 
@@ -33,12 +35,12 @@ say "2/7 export"
 $mmtrain export "$style" --to "$out/style"
 
 say "3/7 sample"
-$mmtrain sample "$out/style" --out "$out/samples" --seed 7 --steps 12 --guidance-scale 3 \
+$mmtrain sample "$out/style" --out "$out/samples" --seed 7 --steps 12 --guidance-scale 2 \
     --prompt "a red circle on a white background, in zwx style" --prompt "a blue square on black, in zwx style"
 
 say "4/7 evaluate: base against adapted, with the brand's words and without"
 $mmtrain evaluate "$out/style" --metrics "$measured" --count 32 --two-objects 0 --steps 12 --words "$words" --neutral \
-    --guidance-scale 3 --reference "$heldout" --out "$out/evaluation"
+    --guidance-scale 2 --reference "$heldout" --out "$out/evaluation"
 
 say "5/7 what strength 0 leaves of it"
 $mmtrain evaluate "$out/style" --metrics forgetting --count 4 --two-objects 0 --steps 6 --strength 0 \
