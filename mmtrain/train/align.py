@@ -98,7 +98,7 @@ def news(said: Tensor, seen: Tensor) -> Tensor:
 
     R·(S + εI)⁻¹, with S the covariance of what is said and R that of its rest after a ridge regression on what is seen:
     a direction counts by the share of it that is news, and one in which captions hardly differ, as wording, does not.
-    What is left has the trace of S / trace = 1 / k on average, as unit vectors have.
+    What is left has a mean square norm of one, as unit vectors have.
     """
     said, seen = said.double() - said.double().mean(0), seen.double()
     seen = (seen - seen.mean(0)) / seen.std(0).clamp(min=1e-6)
