@@ -96,6 +96,7 @@ def test_the_seed_decides_the_codes(clips: Source, shipped_clip: Path) -> None:
 def test_aligned_codes_change_no_output_of_a_fresh_bridge(clips: Source, shipped_clip: Path) -> None:
     backbone = fresh(shipped_clip)
     Align(steps=2, batch_size=8, samples=20, lr=1e-3)(backbone, clips, 0)
+    assert not torch.equal(backbone.bridge.news, torch.eye(16)), "what first frames show is taken out"
     steered = backbone.bridge.steer(backbone.bridge.code(backbone.text(["a red circle"])))
     assert {name: float(what.detach().abs().max()) for name, what in steered.items()} == {"down.time_emb_proj": 0.0}
 
