@@ -1,6 +1,6 @@
 """Tiny untrained models, built once per session: folders that vanilla transformers and diffusers open."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,7 @@ def styled(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Path:
     from PIL import Image
 
     from mmtrain import cli
+    from tests.proofs import here
 
     root = tmp_path_factory.mktemp("styled")
     (root / "own").mkdir()
@@ -171,5 +172,15 @@ def styled(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Path:
     words += ["adapters.style.rank=2", "gates=['pixels forgotten <= 1']"]
     assert cli.main(["train", "brand_style", *words]) == 0
     [run] = (root / "runs").glob("*brand_style*")
-    assert cli.main(["export", str(run), "--to", str(root / "artifact"), "--format", "diffusers"]) == 0
+    with here():
+        assert cli.main(["export", str(run), "--to", str(root / "artifact"), "--format", "diffusers"]) == 0
     return root / "artifact"
+
+
+@pytest.fixture(name="here")
+def proved_here() -> Iterator[None]:
+    """Exports are proved in this process (`tests/proofs.py`)."""
+    from tests.proofs import here
+
+    with here():
+        yield

@@ -1,9 +1,14 @@
 """Fairness: what a model shows when a prompt leaves an attribute open is drawn towards a stated distribution.
 
-After the distribution alignment of Shen et al. 2024: a frozen CLIP reads the attribute off the model's own clean
-estimate, and the mean of its probabilities over a batch is compared with the wanted ones.
+Two ways that go together. *Open captions*: the words that tell the attribute are left out of some captions, so that the
+model learns to show it as the data has it, whose shares `dataset=mixture` can even out. *Alignment*, after Shen
+et al. 2024: a frozen CLIP reads the attribute off pictures that the model draws in a few steps from pure noise, and the
+mean of its probabilities over a batch is compared with the wanted ones; the gradient goes through all of these steps.
 """
 
+import dataclasses
+import re
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,14 +30,15 @@ class Fair(nn.Module):
         prompt: names no class.
         classes: a caption for each value of the attribute.
         shares: of each class that is wanted; None: all the same.
-        weight: of the divergence.
-        level: share of the schedule at which the clean estimate is taken, between 0 (clean) and 1 (noise).
+        weight: of the divergence; at 0 nothing is drawn.
+        steps: of the drawing, by DDIM. Each pass of the network is kept for the gradient, two a step where guided.
+        guidance: of the drawing; 1 is none. As the model will be sampled: guidance makes an uneven choice far more so.
+        words: that tell the attribute and are left out of captions, whatever their case.
+        drop_words: chance that a caption is left open so.
 
     Attributes:
         decodes: a step asks the codec.
     """
-
-    decodes = True
 
     def __init__(
         self,
@@ -43,21 +49,30 @@ class Fair(nn.Module):
         classes: list[str],
         shares: list[float] | None = None,
         weight: float = 0.1,
-        level: float = 0.7,
+        steps: int = 4,
+        guidance: float = 1.0,
+        words: list[str] | None = None,
+        drop_words: float = 0.0,
     ) -> None:
         super().__init__()
         wanted = [1.0 / len(classes)] * len(classes) if shares is None else shares
         if len(classes) < 2 or len(wanted) != len(classes) or min(wanted) < 0 or abs(sum(wanted) - 1) > 1e-6:
             came = f"{len(classes)} classes, shares {wanted}"
             raise UserError("objective", came, "two classes or more, and shares that sum to 1", "correct them")
-        if not 0 < level < 1:
-            raise UserError("objective.level", str(level), "between 0 and 1", "try 0.7")
+        if steps < 1 or weight < 0:
+            raise UserError("objective", f"steps {steps}, weight {weight:g}", "steps ≥ 1, weight ≥ 0", "correct them")
+        if not 0 <= drop_words <= 1 or (drop_words > 0) != bool(words):
+            came = f"drop_words {drop_words:g} and {len(words or [])} words"
+            raise UserError("objective", came, "a chance, and the words to leave out by it", "give both or neither")
         self.denoise, self.judge, self.prompt, self.classes = denoise, judge, prompt, classes
-        self.wanted, self.weight, self.level = wanted, weight, level
+        self.wanted, self.weight, self.count, self.guidance = wanted, weight, steps, guidance
+        self.words, self.drop_words, self.decodes = words or [], drop_words, weight > 0
 
     def forward(self, backbone: Any, batch: Batch, rng: Rng) -> Loss:
         """Loss per sample ``[b]``: the divergence is of the batch, and the same for each."""
-        loss = self.denoise(backbone, batch, rng)
+        loss: Loss = self.denoise(backbone, self.opened(batch, rng), rng)
+        if not self.weight:
+            return loss
         encoded = batch.encoded if batch.encoded else backbone.encode(batch.frames)
         shares = self.probabilities(self.shown(backbone, encoded, rng)).mean(0)
         apart = divergence(shares, torch.tensor(self.wanted, device=shares.device))
@@ -65,16 +80,33 @@ class Fair(nn.Module):
         logs |= {f"share of {name}": share for name, share in zip(self.classes, shares.detach(), strict=True)}
         return Loss(loss.per_sample + self.weight * apart, logs)
 
+    def opened(self, batch: Batch, rng: Rng) -> Batch:
+        """The batch with the attribute's words left out of some captions."""
+        if not self.drop_words:
+            return batch
+        chosen = zip(batch.captions, rng.chance("drop words", self.drop_words).tolist(), strict=True)
+        return dataclasses.replace(batch, captions=[open_caption(c, self.words) if out else c for c, out in chosen])
+
     def shown(self, backbone: Any, encoded: dict[str, Tensor], rng: Rng) -> Tensor:
-        """Pictures ``[b c h w]`` that the model takes noisy latents for, told the open prompt."""
-        latents = backbone.draw_latents(encoded, rng)
-        b, drop = len(latents), torch.zeros(len(latents), dtype=torch.bool)
-        condition = backbone.condition(encoded, [self.prompt] * b, drop_text=drop, drop_image=drop)
-        level = backbone.schedule.at(torch.full((b,), self.level, dtype=torch.float64)).to(latents.device)
-        signal = backbone.schedule.signal(level)
-        noise = rng.normal("fair noise", latents.shape[1:]).to(latents.device)
-        noisy = schedule.mix(latents, noise, *signal)
-        x = schedule.denoised(backbone.schedule.kind, backbone.predict(noisy, level, condition), noisy, *signal)
+        """Pictures ``[b c h w]`` that the model draws from noise, told the open prompt; as large as the batch's."""
+        like = backbone.draw_latents(encoded, rng)
+        b, all_ = len(like), torch.ones(len(like), dtype=torch.bool)
+        condition, away = (
+            backbone.condition(encoded, [self.prompt] * b, drop_text=drop, drop_image=~all_) for drop in (~all_, all_)
+        )
+        ends = torch.arange(self.count, 0, -1, dtype=torch.float64) / self.count - 1e-6  # DDIM's "trailing" timesteps
+        levels = [backbone.schedule.at(end.expand(b)).to(like.device) for end in ends]
+        noisy = rng.normal("fair noise", like.shape[1:]).to(like.device)
+        for here, there in pairwise([*levels, None]):
+            prediction = backbone.predict(noisy, here, condition)
+            if self.guidance != 1:
+                unguided = backbone.predict(noisy, here, away)
+                prediction = unguided + self.guidance * (prediction - unguided)
+            kind, signal = backbone.schedule.kind, backbone.schedule.signal(here)
+            x = schedule.denoised(kind, prediction, noisy, *signal)
+            if there is not None:
+                e = schedule.noise_of(kind, prediction, noisy, *signal)
+                noisy = schedule.mix(x, e, *backbone.schedule.signal(there))
         pixels: Tensor = backbone.vae.decode(x / backbone.vae.config.scaling_factor).sample
         return pixels.clamp(-1, 1)
 
@@ -89,3 +121,9 @@ class Fair(nn.Module):
 def divergence(shares: Tensor, wanted: Tensor) -> Tensor:
     """KL(shares ‖ wanted) in nats; a class that is not wanted at all counts by its logarithm at 1e-6."""
     return (shares * (shares.clamp(min=1e-12).log() - wanted.clamp(min=1e-6).log())).sum()
+
+
+def open_caption(caption: str, words: list[str]) -> str:
+    """A caption without some words, whole ones, whatever their case; spaces stay single."""
+    told = "|".join(re.escape(word) for word in words)
+    return " ".join(re.sub(rf"\b(?:{told})\b", " ", caption, flags=re.IGNORECASE).split())

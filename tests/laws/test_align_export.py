@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from mmtrain.export.prove import prove, prove_artifact, prove_peft
 from mmtrain.run import Run
 from mmtrain.train.fit import fit
 from mmtrain.train.resume import Ask
+from tests.proofs import here
 
 Exported = tuple[Path, Path]
 WORDS = ["trainer.steps=2", "trainer.batch_size=4", "trainer.num_workers=0", "logger={}", "optim.lr=0.05"]
@@ -52,7 +54,8 @@ def went_out(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, shards: 
     def made(kind: str) -> Exported:
         where = tmp_path_factory.mktemp(kind)
         run = trained(where, shards, *LORA, f"backbone.path={tiny_clip}", f"+adapter@adapters.words={kind}")
-        return run, export(str(run), where / "out")
+        with nullcontext() if kind == "lora_clip" else here():
+            return run, export(str(run), where / "out")
 
     return made
 
@@ -77,7 +80,7 @@ def test_lora_goes_out_merged_and_as_a_peft_adapter(kind: str, tiny_clip: Path, 
     assert "PeftModel" in (folder / "README.md").read_text()
     file = folder / "peft" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 1}))
-    with pytest.raises(UserError, match="PEFT adapter gives something"):
+    with here(), pytest.raises(UserError, match="PEFT adapter gives something"):
         prove_peft(artifact.of_run(Run.open(run))[0], folder)
 
 
@@ -175,7 +178,8 @@ def test_a_pair_goes_out_tower_by_tower(kind: str, tmp_path: Path, shards: Path)
     )
     asked = [*WORDS, f"folder={tmp_path / 'runs'}", f"dataset.shards={shards}"]
     run = fit(config.checked(config.compose(str(recipe), asked)), Ask())
-    folder = export(str(run), tmp_path / "out")
+    with here():
+        folder = export(str(run), tmp_path / "out")
     ours, _ = artifact.of_run(Run.open(run))
     again = opened(path=str(folder))
     frames = torch.rand(1, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -192,7 +196,8 @@ def test_a_whole_model_opens_in_transformers_with_equal_embeddings(name: str, tm
     folder = tmp_path / "out"
     folder.mkdir()
     backbone.save(folder, torch.float32)
-    assert prove(backbone, folder, torch.float32).most < 0.1
+    with nullcontext() if name == "siglip_fresh" else here():
+        assert prove(backbone, folder, torch.float32).most < 0.1
     backbone.log_scale.data += 1
-    with pytest.raises(UserError, match="weights of model are not those that were trained"):
+    with here(), pytest.raises(UserError, match="weights of model are not those that were trained"):
         prove(backbone, folder, torch.float32)

@@ -179,7 +179,9 @@ def test_strength_one_forgets_something(styled: Path, tmp_path: Path, capsys: py
     assert "it failed its gates" in capsys.readouterr().err
 
 
-def test_what_passed_its_gates_is_exported(styled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_passed_its_gates_is_exported(
+    styled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], here: None
+):
     run = next((styled.parent / "runs").glob("*"))
     words = asked(tmp_path)
     assert cli.main(["evaluate", str(styled), *words, "--gate", "pixels forgotten <= 255"]) == 0

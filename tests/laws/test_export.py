@@ -21,7 +21,7 @@ from mmtrain.backbone.codec import KLCodec
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
-from mmtrain.export import prove, vanilla
+from mmtrain.export import prove
 from mmtrain.export.diffusers import export
 from mmtrain.run import Run, write_json
 from mmtrain.run.checkpoints import manifest_of
@@ -58,17 +58,6 @@ def svd_run(tiny_svd: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def exported(svd_run: Run) -> Path:
     return export(str(svd_run.path), svd_run.path.parent.parent / "exported", "fp32")
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof's other side in this process, which is quicker; `exported` is proved in a process of its own."""
-
-    def run(place: Path) -> Any:
-        vanilla.main(place)
-        return type("Done", (), {"returncode": 0, "stderr": ""})
-
-    monkeypatch.setattr(prove, "_run", run)
 
 
 def test_vanilla_frames_equal_those_of_the_sampler_bit_for_bit(exported: Path, svd_run: Run):

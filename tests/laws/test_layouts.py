@@ -38,7 +38,11 @@ def svd_run(tiny_svd: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("layout", FILES)
-def test_every_layout_is_proved_and_says_where_it_comes_from(layout: Layout, sd_run: Run, tmp_path: Path):
+def test_every_layout_is_proved_and_says_where_it_comes_from(
+    layout: Layout, sd_run: Run, tmp_path: Path, request: pytest.FixtureRequest
+):
+    if layout != "comfyui":
+        request.getfixturevalue("here")
     folder = export(str(sd_run.path), tmp_path / "made", "fp32", layout=layout)
     with safe_open(folder / FILES[layout], "pt") as file:
         header = file.metadata()
@@ -51,7 +55,7 @@ def test_every_layout_is_proved_and_says_where_it_comes_from(layout: Layout, sd_
     assert artifact.read(folder)["run_id"] == sd_run.run_id
 
 
-def test_a_motion_lora_for_peft(svd_run: Run, tmp_path: Path):
+def test_a_motion_lora_for_peft(svd_run: Run, tmp_path: Path, here: None):
     folder = export(str(svd_run.path), tmp_path / "made", "fp32", layout="peft")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (2, 32)
@@ -71,7 +75,7 @@ def test_comfyui_names_and_shapes(sd_run: Run, tmp_path: Path):
     assert made[f"{key}.alpha"] == 3
 
 
-def test_a_file_that_lacks_a_key_or_holds_another_value_is_refused(sd_run: Run, tmp_path: Path):
+def test_a_file_that_lacks_a_key_or_holds_another_value_is_refused(sd_run: Run, tmp_path: Path, here: None):
     backbone, adapters = artifact.of_run(sd_run)
     file = write_lora(backbone, adapters, "peft", tmp_path, {}, torch.float32)
     whole = load_file(file)

@@ -20,7 +20,7 @@ from mmtrain.batch import Batch
 from mmtrain.errors import UserError
 from mmtrain.objective.consistency import Consistency, leap
 from mmtrain.objective.denoise import Denoise
-from mmtrain.objective.fairness import Fair, divergence
+from mmtrain.objective.fairness import Fair, divergence, open_caption
 from mmtrain.objective.levels import LogitNormal
 from mmtrain.objective.teacher import FromTeacher
 from mmtrain.rng import Rng
@@ -180,6 +180,27 @@ def test_a_student_that_is_its_teacher_has_only_the_task_left(tiny_sd: Path):
     assert apart.per_sample.requires_grad
 
 
+def test_a_guided_teacher_shows_what_vanillas_guidance_makes_of_its_two_passes(tiny_sd: Path):
+    model, teacher = StableDiffusion(path=str(tiny_sd)), StableDiffusion(path=str(tiny_sd))
+    how: dict[str, Any] = {"teacher": teacher, "blocks": ["mid_block"], "task": 0.0, "features": 0.0, "drop_text": 0.0}
+    rng, given = Rng(0, 0, POSITIONS), batch()
+    with torch.no_grad():
+        latents = model.draw_latents(model.encode(given.frames), rng)
+        level, noise = model.schedule.at(rng.spread("level")), rng.normal("noise", latents.shape[1:])
+        noisy = schedule.mix(latents, noise, *model.schedule.signal(level))
+        words, nothing = (
+            model.predict(noisy, level, model.condition({}, captions, drop_text=none, drop_image=none))
+            for none in [torch.zeros(3, dtype=torch.bool)]
+            for captions in (CAPTIONS, ["", "", ""])
+        )
+        got = FromTeacher(**how, guidance=2.5)(model, given, rng)
+    guided = nothing + 2.5 * (words - nothing)
+    torch.testing.assert_close(got.per_sample, (words - guided).square().flatten(1).mean(1), rtol=1e-5, atol=1e-9)
+    assert float(got.per_sample.min()) > 0
+    with pytest.raises(UserError, match="a guided teacher alone"):
+        FromTeacher(**how | {"task": 1.0}, guidance=2.5)
+
+
 def test_a_teachers_prediction_is_translated_into_the_students(tiny_sd: Path):
     """What the teacher takes for x is what the student is taught, whatever the two predict."""
     model, teacher = StableDiffusion(path=str(tiny_sd)), StableDiffusion(path=str(tiny_sd))
@@ -223,3 +244,42 @@ def test_fairness_reaches_the_adapter_through_the_picture(tiny_sd: Path, tiny_cl
     assert max(float(w.grad.abs().max()) for w in lora.named_weights().values() if w.grad is not None) > 0
     with pytest.raises(UserError, match="sum to 1"):
         Fair(**how, shares=[0.9, 0.9])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_pictures_for_fairness_are_those_of_vanilla(guidance: float, tiny_sd: Path, tiny_clip: Path):
+    """Drawn from noise in the prompt's own words, not out of the batch's pictures, which may be fair by themselves."""
+    model = StableDiffusion(path=str(tiny_sd)).eval()
+    how: dict[str, Any] = {"denoise": Denoise(), "judge": CLIP(path=str(tiny_clip)), "classes": ["a", "b"]}
+    pipeline = model.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    trailing = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+    pipeline.scheduler = DDIMScheduler.from_config(model.scheduler.config, **trailing)
+    with torch.no_grad():
+        encoded = model.encode(batch().frames)
+        fair = Fair(**how, prompt="a circle", steps=4, guidance=guidance)
+        got = fair.shown(model, encoded, Rng(0, 0, POSITIONS))
+    noise = Rng(0, 0, POSITIONS).normal("fair noise", encoded["latents"].shape[-3:])
+    asked = {"prompt": ["a circle"] * 3, "guidance_scale": guidance, "num_inference_steps": 4, "output_type": "pt"}
+    wanted = pipeline(**asked, latents=noise, height=64, width=64).images
+    torch.testing.assert_close((got + 1) / 2, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_captions_are_left_open_word_by_word(tiny_sd: Path, tiny_clip: Path):
+    assert open_caption("A Red circle, redder than blue-green", ["red", "blue"]) == "A circle, redder than -green"
+    model = StableDiffusion(path=str(tiny_sd))
+    how: dict[str, Any] = {"denoise": Denoise(drop_text=0.0), "judge": CLIP(path=str(tiny_clip)), "prompt": "a circle"}
+    how |= {"classes": ["a red circle", "a blue circle"], "weight": 0.0, "words": ["red", "blue"]}
+    fair = Fair(**how, drop_words=1.0)
+    opened = batch()
+    opened.captions = ["a circle", "a square", "a square moving left"]
+    with torch.no_grad():
+        got, wanted = (f(model, b, Rng(0, 0, POSITIONS)) for f, b in ((fair, batch()), (how["denoise"], opened)))
+    torch.testing.assert_close(got.per_sample, wanted.per_sample)
+    assert "unfair" not in got.logs
+    assert not fair.decodes
+    chosen = [Fair(**how, drop_words=0.5).opened(batch(), Rng(0, step, POSITIONS)).captions for step in range(40)]
+    left = sum(caption in opened.captions for captions in chosen for caption in captions)
+    assert 36 <= left <= 84  # of 120
+    with pytest.raises(UserError, match="drop_words 0.5 and 0 words"):
+        Fair(**how | {"words": None}, drop_words=0.5)

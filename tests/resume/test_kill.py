@@ -94,7 +94,7 @@ def words(
     if objective == "denoising":
         more = [f"backbone.path={tiny_svd}", f"backbone.text_path={tiny_clip}", "dataset.num_frames=3"]
         more += ["dataset.stride=1", "adapters.bridge.width=16", "adapters.bridge.heads=2"]
-        more += ["align=null"] if place == "pixels" else []  # it reads cached latents
+        more += ["align=null"] if place == "pixels" else ["align.steps=5"]  # it reads cached latents
         return command("svd_text_bridge", short_captions, *more, cache)
     if place == "pixels":
         return command("pretrain_clip", shards, "trainer.ema=0.9", cache)
