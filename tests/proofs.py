@@ -12,8 +12,8 @@ from mmtrain.export import prove, vanilla
 
 @contextmanager
 def here() -> Iterator[None]:
-    """The same script, run in this process. That it runs in a clean one is proved once for each kind of export: a
-    pipeline (`test_export`), LoRA (`test_layouts`), a model of transformers and a PEFT adapter (`test_align_export`)."""
+    """The same script, run in this process. That it runs in a clean one is proved once for each kind of export:
+    pipelines (`test_export`), LoRA (`test_layouts`), models of transformers and PEFT adapters (`test_align_export`)."""
 
     def run(place: Path) -> CompletedProcess[str]:
         try:
