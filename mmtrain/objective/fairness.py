@@ -37,8 +37,10 @@ class Fair(nn.Module):
         drop_words: chance that a caption is left open so.
 
     Attributes:
-        decodes: a step asks the codec.
+        decodes: a step may ask the codec.
     """
+
+    decodes = True
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class Fair(nn.Module):
             raise UserError("objective", came, "a chance, and the words to leave out by it", "give both or neither")
         self.denoise, self.judge, self.prompt, self.classes = denoise, judge, prompt, classes
         self.wanted, self.weight, self.count, self.guidance = wanted, weight, steps, guidance
-        self.words, self.drop_words, self.decodes = words or [], drop_words, weight > 0
+        self.words, self.drop_words = words or [], drop_words
 
     def forward(self, backbone: Any, batch: Batch, rng: Rng) -> Loss:
         """Loss per sample ``[b]``: the divergence is of the batch, and the same for each."""
