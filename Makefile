@@ -27,7 +27,8 @@ demo: $(STAMP) ## train an adapter on the shipped backbones, sample, evaluate, p
 brand: $(STAMP) ## a brand's style from a folder, FOLDER=<yours> or the world's kit: train, export, evaluate, one page
 	@env -u OMP_NUM_THREADS bash recipes/brand.sh $(VENV)/bin/mmtrain $(FOLDER)
 
-test: lint ## lint, then every test; the processes that it starts find mmtrain compiled
+test: lint ## lint, then every test
+	@# Compiled files are kept: the many processes of the tests would each compile mmtrain again.
 	@env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(STAMP) ## ruff, mypy and the rule that imports go down only
