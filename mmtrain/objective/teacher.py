@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmtrain.backbone import schedule
 from mmtrain.batch import Batch, Loss
 from mmtrain.errors import UserError
+from mmtrain.objective.levels import LogitNormal
 from mmtrain.rng import Rng
 
 
@@ -28,6 +29,7 @@ class FromTeacher(nn.Module):
         drop_text: chance that a caption is replaced by the empty one.
         guidance: of the teacher's prediction; 1 is none. Guided, it is no estimate of the noise that was drawn, and the
             student has no use for empty captions: ``task`` and ``drop_text`` must be 0.
+        levels: how noise levels are drawn; None: as the family's paper does.
 
     Raises:
         UserError: a guided teacher beside the task or empty captions.
@@ -43,6 +45,7 @@ class FromTeacher(nn.Module):
         blocks: list[str],
         drop_text: float = 0.1,
         guidance: float = 1.0,
+        levels: LogitNormal | None = None,
     ) -> None:
         super().__init__()
         if guidance != 1 and (task or drop_text):
@@ -50,7 +53,7 @@ class FromTeacher(nn.Module):
             raise UserError("objective", came, "a guided teacher alone", "set task and drop_text to 0")
         self.teacher: Any = teacher
         self.task, self.output, self.features = task, output, features
-        self.blocks, self.drop_text, self.guidance = blocks, drop_text, guidance
+        self.blocks, self.drop_text, self.guidance, self.levels = blocks, drop_text, guidance, levels
 
     def forward(self, backbone: Any, batch: Batch, rng: Rng) -> Loss:
         """Loss per sample ``[b]``.
@@ -61,7 +64,8 @@ class FromTeacher(nn.Module):
         encoded = batch.encoded if batch.encoded else backbone.encode(batch.frames)
         latents = backbone.draw_latents(encoded, rng)
         drop, keep = rng.chance("drop text", self.drop_text), torch.zeros(len(batch), dtype=torch.bool)
-        level = backbone.schedule.at(rng.spread("level")).to(latents.device)
+        fractions = rng.spread("level")
+        level = backbone.schedule.at(self.levels(fractions) if self.levels else fractions).to(latents.device)
         noise = rng.normal("noise", latents.shape[1:]).to(latents.device)
         signal = backbone.schedule.signal(level)
         noisy = schedule.mix(latents, noise, *signal)
