@@ -21,6 +21,8 @@ from torch import Tensor
 
 from mmtrain import config
 from mmtrain.adapter.full import Full
+from mmtrain.backbone import usual
+from mmtrain.backbone.pipelined import Pipelined
 from mmtrain.backbone.weights import digest, is_hub_id
 from mmtrain.config.recipe import CONF
 from mmtrain.config.target import parameters
@@ -195,6 +197,8 @@ def load(folder: Path | str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and filled below
         adapters = attached(backbone, parts.adapters)
     fill(adapters, weights)
+    if isinstance(backbone, Pipelined):
+        backbone.usual = usual.read(folder) or None
     return backbone, adapters, facts
 
 

@@ -25,12 +25,12 @@ say "4/7 export: the adapter, and a folder that vanilla diffusers opens"
 $mmtrain export "$run" --to "$out/adapter"
 
 say "5/7 sample"
-$mmtrain sample "$out/adapter" --out "$out/samples" --seed 7 --steps 10 --bits auto --first-frame sd --first-frame-guidance 2.5 \
+$mmtrain sample "$out/adapter" --out "$out/samples" --seed 7 --steps 10 --bits auto --first-frame sd \
     --prompt "a large red triangle moving right on a white background" \
     --prompt "a small blue square going round in a circle on black"
 
 say "6/7 evaluate: base against adapted on held-out combinations"
-$mmtrain evaluate "$out/adapter" --steps 10 --bits auto --first-frame-guidance 2.5 --count 40 --two-objects 8 --out "$out/evaluation"
+$mmtrain evaluate "$out/adapter" --steps 10 --bits auto --count 40 --two-objects 8 --out "$out/evaluation"
 
 say "7/7 report"
 $mmtrain report "$run" --evaluation "$out/evaluation" --out "$out/report.html"

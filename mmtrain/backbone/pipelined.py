@@ -30,6 +30,7 @@ class Pipelined(nn.Module, ABC):
         only_encode: those of them that nothing but `encode` and sampling asks.
         encoders: attributes that `encode` asks; none: any of them.
         path: hub id or folder that it came from, or ``fresh``.
+        usual: how it is sampled by whoever does not say; None: as the folder that it came from says (`usual.py`).
         time_axis: of the latents that it draws, along which a clip's frames lie; None: it has none.
     """
 
@@ -39,6 +40,7 @@ class Pipelined(nn.Module, ABC):
     only_encode: ClassVar[tuple[str, ...]] = ()
     encoders: ClassVar[tuple[str, ...]] = ()
     path: str
+    usual: dict[str, Any] | None = None
     time_axis: ClassVar[int | None] = None
 
     @property

@@ -18,8 +18,6 @@ def _check(args: argparse.Namespace) -> None:
     from mmtrain import config
 
     cfg = config.checked(config.compose(args.recipe, args.overrides))
-    nodes = [f"{key} {cfg[key]._target_}" for key in ("dataset", "backbone", "objective")]
-    print(f"{args.recipe}: no fault found ({', '.join(nodes)}; adapters {', '.join(cfg.adapters) or 'none'})")
     from mmtrain.backbone.outline import NoFactsError
     from mmtrain.train.devices import device
     from mmtrain.train.plan import plan, what_fits, words
@@ -27,7 +25,9 @@ def _check(args: argparse.Namespace) -> None:
     on = device(args.device or ("cpu" if cfg.trainer.accelerator == "cpu" else "h100"))
     try:
         made = plan(cfg)
+        lines = words(made, on, what_fits(cfg, made, on))
     except NoFactsError as error:
-        print(f"no plan: {error}")
-        return
-    print("\n".join(words(made, on, what_fits(cfg, made, on))))
+        lines = [f"no plan: {error}"]
+    nodes = [f"{key} {cfg[key]._target_}" for key in ("dataset", "backbone", "objective")]
+    print(f"{args.recipe}: no fault found ({', '.join(nodes)}; adapters {', '.join(cfg.adapters) or 'none'})")
+    print("\n".join(lines))

@@ -39,7 +39,9 @@ def add(verbs: Any) -> None:
     evaluate.add_argument("--width", type=positive, help="pixels (default: the model's)")
     text = "draws first frames (default: the shipped one); of an artifact, its base draws those of the base"
     evaluate.add_argument("--first-frame", metavar="SD", help=text)
-    evaluate.add_argument("--first-frame-guidance", type=finite, metavar="SCALE", help="its guidance (default 7.5)")
+    evaluate.add_argument(
+        "--first-frame-guidance", type=finite, metavar="SCALE", help="its guidance (default: its own)"
+    )
     evaluate.add_argument("--strength", type=finite, default=1.0, help="of the adapters: 0 is the base (default 1)")
     add_bits(evaluate)
     text = "of the base alone (default: as --bits); with --strength 0, what fewer bits cost"

@@ -17,7 +17,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("--image", metavar="FILE", type=Path, help="a first frame")
     text = "who draws one where there is none: sd (the shipped one), none (text alone), or a folder or hub id"
     verb.add_argument("--first-frame", metavar="sd|none|SD", help=text)
-    verb.add_argument("--first-frame-guidance", type=finite, metavar="SCALE", help="its guidance (default 7.5)")
+    verb.add_argument("--first-frame-guidance", type=finite, metavar="SCALE", help="its guidance (default: its own)")
     text = "CLIP whose text tower reads the prompts, for a plain Stable Video Diffusion"
     verb.add_argument("--text", metavar="CLIP", help=text)
     text = "prior that makes of a prompt the image embedding which a Stable Video Diffusion sees (the unCLIP way)"
@@ -67,6 +67,9 @@ def _sample(args: argparse.Namespace) -> None:
         given = {"prompts": args.prompt, "mix": dict(args.mix), "files": how, "settings": settings}
         made = sample(args.artifact, **asked, **given, progress=progress)
     print("\n".join(str(path) for path in made.files))
+    if made.usual:
+        words = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in made.usual.items())
+        print(f"sampled as the model's own folder says: {words}", file=sys.stderr)
     if made.held is not None:
         before, after = (size / 1e6 for size in made.held)
         print(f"network held in {after:.1f} MB instead of {before:.1f} (--bits)", file=sys.stderr)

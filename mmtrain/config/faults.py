@@ -15,7 +15,7 @@ from typing import Any, Literal, Union
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from mmtrain.config import gate
+from mmtrain.config import gate, sampling
 from mmtrain.config.target import ALLOWED, REFUSED_KEYS, listing, locate, near, parameters, suggest
 from mmtrain.errors import UserError, UserErrors
 
@@ -42,7 +42,7 @@ def check(
     if not isinstance(tree, dict) or tree.get("_target_") != ROOT:
         came = repr(tree.get("_target_")) if isinstance(tree, dict) else type(tree).__name__
         return [*faults, UserError("_target_", came, f"{ROOT}, as in conf/config.yaml", "leave the root's as it is")]
-    return faults + _Checker(allow, supplied).node(tree, "") + _gates(tree.get("gates"))
+    return faults + _Checker(allow, supplied).node(tree, "") + _gates(tree.get("gates")) + _sampling(tree)
 
 
 def _gates(lines: Any) -> list[UserError]:
@@ -54,6 +54,12 @@ def _gates(lines: Any) -> list[UserError]:
         except UserError as error:
             faults.append(error)
     return faults
+
+
+def _sampling(tree: dict[str, Any]) -> list[UserError]:
+    given = tree.get("sampling")
+    wrong = sampling.fault(given, "sampling") if isinstance(given, dict) else None
+    return [] if wrong is None else [wrong]
 
 
 def checked(cfg: DictConfig) -> DictConfig:

@@ -6,7 +6,7 @@ Sampling itself is `sample/video.py` and `sample/generate.py`.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from mmtrain import artifact, config
+from mmtrain.backbone import usual
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Case
 from mmtrain.sample.chunks import long_video
-from mmtrain.sample.generate import IMAGE_GUIDANCE, STEPS, to_bytes
 from mmtrain.sample.generate import clips as shoot
 from mmtrain.sample.generate import images as draw
+from mmtrain.sample.generate import to_bytes
 from mmtrain.sample.held import Bits, hold, placed
 from mmtrain.sample.strength import opened
 from mmtrain.sample.video import VideoSampler
@@ -35,7 +36,7 @@ a Wan of images has one always."""
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of sampling, alike for both; what is None is the model's own.
+    """Of sampling, alike for both; what is None is as the model's folder says (`backbone/usual.py`), else its own.
 
     Attributes:
         first_frame: folder or hub id of the Stable Diffusion that draws first frames; of an artifact on one, its base
@@ -48,10 +49,10 @@ class Settings:
     """
 
     first_frame: str
-    first_frame_guidance: float = IMAGE_GUIDANCE
+    first_frame_guidance: float | None = None
     guidance_scale: float | None = None
     guidance_above: float | None = None
-    num_inference_steps: int = STEPS
+    num_inference_steps: int | None = None
     negative_prompt: str = ""
     num_frames: int | None = None
     height: int | None = None
@@ -59,6 +60,11 @@ class Settings:
     strength: float = 1.0
     bits: Bits = 32
     base_bits: Bits | None = None
+
+    def of(self, folder: Path) -> "Settings":
+        """With what an artifact says of itself where nothing was asked, so that its base is sampled as it is."""
+        said = usual.read(folder).items()
+        return replace(self, **{name: value for name, value in said if getattr(self, name) is None})
 
 
 class Model(Protocol):
@@ -212,6 +218,9 @@ class FirstFrames:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.styled = (Path(settings.first_frame) / artifact.FACTS).is_file()
+        own = usual.read(settings.first_frame) if self.styled else {}  # of both, so that they are drawn alike
+        asked = {"num_inference_steps": settings.num_inference_steps, "guidance_scale": settings.first_frame_guidance}
+        self.how = own | {name: value for name, value in asked.items() if value is not None}
         self._drawn: dict[tuple[str, str], np.ndarray] = {}
         self._painters: dict[str, StableDiffusion] = {}
 
@@ -236,8 +245,7 @@ class FirstFrames:
             seeds=[case.seed for case in cases],
             height=size[0],
             width=size[1],
-            num_inference_steps=self.settings.num_inference_steps,
-            guidance_scale=self.settings.first_frame_guidance,
+            **self.how,
         )
 
     def _painter(self, who: str) -> StableDiffusion:

@@ -55,7 +55,7 @@ def audit(folder: Path, file: Path, *, clip: str, settings: Settings, seed: int,
         (staging / "pictures").mkdir()
         seen: dict[str, list[dict[str, Any]]] = {}
         with Progress(len(ARMS) * len(cases)) as progress:
-            for arm, model in arms(folder, settings, cases):
+            for arm, model in arms(folder, settings.of(folder), cases):
                 seen[arm] = []
                 for start in range(0, len(cases), batch):
                     group = cases[start : start + batch]
@@ -67,7 +67,7 @@ def audit(folder: Path, file: Path, *, clip: str, settings: Settings, seed: int,
             "artifact": {name: facts[name] for name in ("name", "run_id", "step", "base")},
             "questions": asdict(questions),
             "seed": seed,
-            "settings": asdict(settings),
+            "settings": asdict(settings.of(folder)),
             **circumstances(),
             "rows": rows(questions, seen, seed),
             "samples": seen,

@@ -108,7 +108,7 @@ def evaluate(
             clips = compare(
                 cases,
                 ways,
-                models=arms(folder, settings, cases),
+                models=arms(folder, settings.of(folder), cases),
                 first_frames=FirstFrames(settings),
                 metrics=chosen,
                 batch=batch,
@@ -128,7 +128,7 @@ def evaluate(
             "reference": reference,
             "ways": list(ways),
             "metrics": list(metrics),
-            "settings": asdict(settings),
+            "settings": asdict(settings.of(folder)),
             **circumstances(),
             "table": [*table.aggregate(clips, seed=seed, lower_is_better=lower), *sets.rows(seed)],
             "clips": clips,

@@ -1,7 +1,9 @@
 """The card of an export, README.md: what it is, what it stands on, how to use it, how it was proved."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from mmtrain.backbone import usual
 from mmtrain.backbone.aligned import Aligned
 from mmtrain.backbone.clip import CLIP
 from mmtrain.backbone.codec import Codec, KLCodec
@@ -50,7 +52,7 @@ codec = {cls}.from_pretrained("{folder}")""",
     "image": """from diffusers import {cls}
 
 pipeline = {cls}.from_pretrained("{folder}")
-image = pipeline("a prompt", height={height}, width={width}).images[0]""",
+image = pipeline("a prompt", height={height}, width={width}{how}).images[0]""",
     "video": """from diffusers import {cls}
 
 pipeline = {cls}.from_pretrained("{folder}")
@@ -81,7 +83,7 @@ network = peft.PeftModel.from_pretrained(network, "{folder}")""",
 
 pipeline = StableDiffusionPipeline.from_pretrained("{base}")
 pipeline.load_lora_weights("{folder}", weight_name="pytorch_lora_weights.safetensors")
-image = pipeline("a prompt").images[0]""",
+image = pipeline("a prompt"{how}).images[0]""",
     "comfyui": """# ComfyUI: copy comfyui_lora.safetensors to models/loras and choose it in a "Load LoRA" node.
 # In diffusers:
 from diffusers import StableDiffusionPipeline
@@ -132,7 +134,14 @@ def card(
     if proof is None:
         lines += ["Bottlenecks cannot be folded into the network's weights: this folder works in mmtrain alone.", ""]
     else:
-        lines += ["## Without mmtrain", "", "```python", _use(backbone, "<this folder>", layout), "```", ""]
+        lines += [
+            "## Without mmtrain",
+            "",
+            "```python",
+            _use(backbone, "<this folder>", layout, run.sampling),
+            "```",
+            "",
+        ]
     if can_be_peft(backbone, adapters):
         lines += ["## By PEFT", "", "```python", PEFT.format(kind=type(backbone.model).__name__, base=backbone.path)]
         lines += ["```", ""]
@@ -208,12 +217,13 @@ def _start(backbone: Any) -> str:
     return "image and text" if starts_from_image(backbone) else "text"
 
 
-def _use(backbone: Any, folder: str, layout: str) -> str:
+def _use(backbone: Any, folder: str, layout: str, sampling: Mapping[str, Any]) -> str:
+    how = "".join(f", {name}={value}" for name, value in usual.whole(sampling).items())
     if layout == "onnx":
         return ONNX.format(folder=folder, part=part_of(backbone))
     if layout != "merged":
         base = backbone.path if is_hub_id(backbone.path) else "<the base's folder>"
-        return LORA_USES[layout].format(folder=folder, base=base, network=NETWORKS[type(backbone)])
+        return LORA_USES[layout].format(folder=folder, base=base, network=NETWORKS[type(backbone)], how=how)
     if isinstance(backbone, Codec):
         return USES["codec"].format(folder=folder, cls=type(backbone.model).__name__)
     own = type(backbone).__name__
@@ -223,4 +233,5 @@ def _use(backbone: Any, folder: str, layout: str) -> str:
     if isinstance(backbone, Pair):
         facts["cls"] = type(backbone.towers.text.model).__name__
     kind = f"{backbone.makes} of an image" if starts_from_image(backbone) else getattr(backbone, "makes", "")
+    facts["how"] = how
     return USES[own if own in USES else kind].format(folder=folder, **facts)

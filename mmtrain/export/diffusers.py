@@ -10,6 +10,7 @@ import torch
 
 from mmtrain import artifact
 from mmtrain.adapter.bottleneck import bound
+from mmtrain.backbone import usual
 from mmtrain.errors import UserError
 from mmtrain.export.card import card
 from mmtrain.export.lora import Layout, write_lora
@@ -90,6 +91,7 @@ def _write(run: Run, staging: Path, dtype: Dtype, layout: Format) -> None:
     if can_be_peft(backbone, adapters):
         write_peft(backbone, adapters, staging)
         prove_peft(backbone, staging)
+    usual.write(run.sampling, staging)
     run.leave_record(staging / "run")
     text = card(run, backbone, adapters, facts, proof, dtype, layout)
     (staging / "README.md").write_text(text, encoding="utf-8")

@@ -26,7 +26,7 @@ class Fair(nn.Module):
 
     Args:
         denoise: the denoising loss that keeps the model what it is.
-        judge: a CLIP, frozen: which of ``classes`` a picture shows.
+        judge: a CLIP, frozen: which of ``classes`` a picture shows. None where nothing is drawn.
         prompt: names no class.
         classes: a caption for each value of the attribute.
         shares: of each class that is wanted; None: all the same.
@@ -46,7 +46,7 @@ class Fair(nn.Module):
         self,
         *,
         denoise: Denoise,
-        judge: nn.Module,
+        judge: nn.Module | None,
         prompt: str,
         classes: list[str],
         shares: list[float] | None = None,
@@ -63,10 +63,13 @@ class Fair(nn.Module):
             raise UserError("objective", came, "two classes or more, and shares that sum to 1", "correct them")
         if steps < 1 or weight < 0:
             raise UserError("objective", f"steps {steps}, weight {weight:g}", "steps ≥ 1, weight ≥ 0", "correct them")
+        if weight and judge is None:
+            raise UserError("objective.judge", f"null at weight {weight:g}", "a CLIP", "name one, or set weight to 0")
         if not 0 <= drop_words <= 1 or (drop_words > 0) != bool(words):
             came = f"drop_words {drop_words:g} and {len(words or [])} words"
             raise UserError("objective", came, "a chance, and the words to leave out by it", "give both or neither")
-        self.denoise, self.judge, self.prompt, self.classes = denoise, judge, prompt, classes
+        self.denoise, self.prompt, self.classes = denoise, prompt, classes
+        self.judge: Any = judge
         self.wanted, self.weight, self.count, self.guidance = wanted, weight, steps, guidance
         self.words, self.drop_words = words or [], drop_words
 
@@ -114,9 +117,9 @@ class Fair(nn.Module):
 
     def probabilities(self, pictures: Tensor) -> Tensor:
         """Of each class, ``[b n]``: CLIP's, at its own temperature."""
-        images, texts = self.judge.embed_images(pictures), self.judge.embed_text(self.classes)  # type: ignore[operator]
+        images, texts = self.judge.embed_images(pictures), self.judge.embed_text(self.classes)
         images, texts = (nn.functional.normalize(side, dim=-1) for side in (images, texts))
-        scale: Tensor = self.judge.log_scale  # type: ignore[assignment]
+        scale: Tensor = self.judge.log_scale
         return (scale.detach().exp() * images @ texts.T).softmax(-1)
 
 
@@ -126,6 +129,16 @@ def divergence(shares: Tensor, wanted: Tensor) -> Tensor:
 
 
 def open_caption(caption: str, words: list[str]) -> str:
-    """A caption without some words, whole ones, whatever their case; spaces stay single."""
+    """A caption without some words, whole ones, whatever their case; an article before them is that of what follows,
+    and spaces stay single."""
     told = "|".join(re.escape(word) for word in words)
-    return " ".join(re.sub(rf"\b(?:{told})\b", " ", caption, flags=re.IGNORECASE).split())
+
+    def without(found: re.Match[str]) -> str:
+        article, following = found["article"], caption[found.end() : found.end() + 1]
+        if not article:
+            return " "
+        return f" {article[0]}{'n' * (following.lower() in tuple('aeiou'))} "
+
+    return " ".join(
+        re.sub(rf"(?:\b(?P<article>an?)\s+)?(?:\b(?:{told})\b\s*)+", without, caption, flags=re.IGNORECASE).split()
+    )

@@ -28,7 +28,7 @@ NOT_IDENTITY = frozenset(
     {
         *("folder", "copies", "max_copies_gb", "prefetch", "logger", "tags", "preview", "heldout", "progress"),
         *("accelerator", "device", "devices", "num_nodes", "strategy", "num_workers", "threads", "rank_timeout"),
-        *("log_every", "checkpoint_every", "keep", "best", "patience", "gates"),
+        *("log_every", "checkpoint_every", "keep", "best", "patience", "gates", "sampling"),
     }
 )
 """Keys, at any depth, that change where and how a run is done and what is kept of it, but not what it computes."""
@@ -48,6 +48,8 @@ class Run:
         preview: what is sampled while training, or null.
         folder: where run folders go.
         gates: thresholds that `mmtrain evaluate` holds the run's export to, as ``evaluate/gates.py`` reads them.
+        sampling: how what it trains is to be sampled, for its export: ``num_inference_steps``, ``guidance_scale``;
+            null leaves it to the base.
         tags: words by which `mmtrain report` finds runs that belong together.
         path: this run's own folder, once started or opened.
         manifest: what ``manifest.json`` holds.
@@ -69,6 +71,7 @@ class Run:
     folder: Path = Path("runs")
     tags: list[str] = field(default_factory=list)
     gates: list[str] = field(default_factory=list)
+    sampling: dict[str, float | None] = field(default_factory=dict)
 
     cfg: DictConfig = field(init=False, repr=False)
     path: Path = field(init=False)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmtrain.adapter.injected import merged
+from mmtrain.backbone import usual
 from mmtrain.backbone.prior import Prior
 from mmtrain.errors import UserError
 
@@ -35,19 +36,22 @@ def images(
     prompts: Sequence[str],
     seeds: Sequence[int],
     negative_prompt: str = "",
-    guidance_scale: float = IMAGE_GUIDANCE,
+    guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
-    num_inference_steps: int = STEPS,
+    num_inference_steps: int | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Images uint8 ``[b h w c]`` by a text → image model's vanilla pipeline, one per prompt and seed.
 
+    Args:
+        guidance_scale, num_inference_steps: None: as the model's folder says (`backbone/usual.py`), else 7.5 and 25.
+
     Raises:
         UserError: a size that the codec cannot hold, a prompt longer than the tower's limit.
     """
-    how: dict[str, Any] = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
-    how |= {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+    how: dict[str, Any] = {"negative_prompt": negative_prompt, "height": height, "width": width}
+    how |= _usual(backbone, IMAGE_GUIDANCE, guidance_scale, num_inference_steps)
     return to_bytes(_asked(backbone, prompts, seeds, progress, **how).images)
 
 
@@ -58,11 +62,11 @@ def clips(
     images: np.ndarray | None = None,
     seeds: Sequence[int],
     negative_prompt: str = "",
-    guidance_scale: float = CLIP_GUIDANCE,
+    guidance_scale: float | None = None,
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
-    num_inference_steps: int = STEPS,
+    num_inference_steps: int | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Clips uint8 ``[b t h w c]`` by a text → video or image → video model's vanilla pipeline, one per prompt and seed.
@@ -70,6 +74,7 @@ def clips(
     Args:
         images: first frames, uint8 ``[b h w c]`` of the clips' size, for a model that starts from an image; its
             pipeline makes one clip at a time.
+        guidance_scale, num_inference_steps: None: as the model's folder says (`backbone/usual.py`), else 5 and 25.
 
     Raises:
         UserError: a size or a number of frames that the codec cannot hold, a prompt longer than the tower's limit; a
@@ -78,8 +83,8 @@ def clips(
     frames = backbone.num_frames if num_frames is None else num_frames
     backbone.check_frames(frames)
     check_start(backbone, images is not None)
-    how: dict[str, Any] = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale, "num_frames": frames}
-    how |= {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+    how: dict[str, Any] = {"negative_prompt": negative_prompt, "height": height, "width": width, "num_frames": frames}
+    how |= _usual(backbone, CLIP_GUIDANCE, guidance_scale, num_inference_steps)
     if images is None:
         return to_bytes(np.asarray(_asked(backbone, prompts, seeds, progress, **how).frames))
     check_counts(prompts, images, seeds)
@@ -88,6 +93,13 @@ def clips(
         for prompt, image, seed in zip(prompts, images, seeds, strict=True)
     ]
     return to_bytes(np.concatenate(made))
+
+
+def _usual(backbone: Any, guidance: float, scale: float | None, steps: int | None) -> dict[str, Any]:
+    """Guidance and steps: those asked for, else the model's own, else the usual ones."""
+    asked = {"guidance_scale": scale, "num_inference_steps": steps}
+    own = {"guidance_scale": guidance, "num_inference_steps": STEPS} | usual.of(backbone)
+    return own | {name: value for name, value in asked.items() if value is not None}
 
 
 def starts_from_image(backbone: Any) -> bool:

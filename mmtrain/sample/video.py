@@ -19,12 +19,12 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
 from PIL import Image
 from torch import Tensor
 
+from mmtrain.backbone import usual
 from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import CLIP_SIDE, FPS, StableVideoDiffusion, steered
 from mmtrain.errors import UserError
 from mmtrain.sample.generate import (
-    IMAGE_GUIDANCE,
     STEPS,
     Progress,
     check_counts,
@@ -129,9 +129,9 @@ class VideoSampler:
         height: int | None = None,
         width: int | None = None,
         fps: int = FPS,
-        num_inference_steps: int = STEPS,
+        num_inference_steps: int | None = None,
         seeds: Sequence[int],
-        first_frame_guidance: float = IMAGE_GUIDANCE,
+        first_frame_guidance: float | None = None,
         decode_chunk_size: int | None = None,
         latents: Tensor | None = None,
         progress: Progress | None = None,
@@ -146,15 +146,17 @@ class VideoSampler:
             tokens: what the network's cross-attention sees, the text or the first frame (as vanilla does; the prompts
                 then only draw first frames).
             negative_prompt: the unconditional branch that guidance steers away from; None: zeros, as vanilla has it.
-            guidance_scale: of every frame; 1 is none. None: 3 for words, and where the image is the condition the
-                vanilla ramp from 1 at the first frame to 3 at the last.
+            guidance_scale: of every frame; 1 is none. None: as the model's folder says (`backbone/usual.py`), else 3
+                for words, and where the image is the condition the vanilla ramp from 1 at the first frame to 3 at the
+                last.
             guidance_above: the noise level σ below which nothing is guided. None: 5 for words, else 0.
             image_guidance: guidance of words steers away from the clip without its first frame too.
             num_frames, height, width: by default what the network was made for.
             fps: the conditioning number, not the rate of a file.
-            num_inference_steps: of the denoising, and of drawing the first frames.
+            num_inference_steps: of the denoising, and of drawing the first frames. None: as the folder of each model
+                says, else 25.
             seeds: one per clip.
-            first_frame_guidance: guidance scale of drawing the first frames.
+            first_frame_guidance: guidance scale of drawing the first frames; None: that of the model that draws them.
             decode_chunk_size: frames that the codec decodes at once; None: all. Fewer need less memory, and where the
                 codec looks at neighbouring frames, they look a little different.
             latents: the noise to start from, ``[b t c h w]`` with unit variance; None: drawn from the seeds.
@@ -165,7 +167,10 @@ class VideoSampler:
         """
         height, width = (self.side if pixels is None else pixels for pixels in (height, width))
         frames = self.pipeline.unet.config.num_frames if num_frames is None else num_frames
-        check_counts(prompts, images, seeds, num_frames=frames, num_inference_steps=num_inference_steps, fps=fps)
+        own = usual.of(self.backbone)
+        steps = own.get("num_inference_steps", STEPS) if num_inference_steps is None else num_inference_steps
+        scale = own.get("guidance_scale") if guidance_scale is None else guidance_scale
+        check_counts(prompts, images, seeds, num_frames=frames, num_inference_steps=steps, fps=fps)
         check_size(height, width, self.multiple)
         with evaluating(self.backbone):
             if first_frames == "generate":
@@ -177,8 +182,8 @@ class VideoSampler:
                 raise UserError("sample", "no first frame", "one, to be the condition", "give an image")
             words = textual and self.prior is None
             above = (GUIDED_ABOVE if words else 0.0) if guidance_above is None else guidance_above
-            usual = (TEXT_GUIDANCE, TEXT_GUIDANCE) if words else (1.0, VIDEO_GUIDANCE)
-            low, high = usual if guidance_scale is None else (guidance_scale, guidance_scale)
+            ramp = (TEXT_GUIDANCE, TEXT_GUIDANCE) if words else (1.0, VIDEO_GUIDANCE)
+            low, high = ramp if scale is None else (scale, scale)
             read = list(prompts) if prompts and textual else None
             code = self._prepare(read, negative_prompt, seeds, blank=images is None, guided=high > 1)
             self.pipeline.image_guidance = image_guidance or not words
@@ -191,7 +196,7 @@ class VideoSampler:
                     height=height,
                     width=width,
                     num_frames=frames,
-                    num_inference_steps=num_inference_steps,
+                    num_inference_steps=steps,
                     min_guidance_scale=low,
                     max_guidance_scale=high,
                     fps=fps,
@@ -199,7 +204,7 @@ class VideoSampler:
                     decode_chunk_size=decode_chunk_size,
                     latents=latents,
                     output_type="np",
-                    callback_on_step_end=told_each_step(progress, num_inference_steps),
+                    callback_on_step_end=told_each_step(progress, steps),
                 )
         return np.asarray(output.frames, np.float32)
 

@@ -9,12 +9,14 @@ from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from mmtrain import artifact, config
+from mmtrain.backbone import usual
 from mmtrain.backbone.prior import Prior
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.backbone.svd import StableVideoDiffusion
@@ -41,12 +43,13 @@ Maker = Callable[[str | None, int, Progress], np.ndarray]
 
 class Sampled(NamedTuple):
     """The files, the sheet last; how they are marked, in words; bytes of a network that was held in eight bits, before
-    and after; the file of a network that ONNX Runtime ran."""
+    and after; the file of a network that ONNX Runtime ran; settings that the model's folder brought."""
 
     files: list[Path]
     marks: str
     held: tuple[int, int] | None = None
     network: Path | None = None
+    usual: Mapping[str, Any] = MappingProxyType({})
 
 
 def sample(
@@ -107,8 +110,9 @@ def sample(
         raise UserError("--first-frame", f"{first_frame} and an image", "one of the two", "leave one out")
     if text is not None and (Path(where) / artifact.FACTS).is_file():
         raise UserError("--text", text, f"nothing: {where} names its own text tower", "leave it out")
-    given = {name: value for name, value in (settings or {}).items() if value is not None}
     backbone, facts = opened(where, text=text, strength=strength, mix=mix)
+    own = usual.of(backbone) if hasattr(backbone, "makes") else {}
+    given = own | {name: value for name, value in (settings or {}).items() if value is not None}
     identity = str(facts["run_id"] or backbone.base["digest"])
     network = onnx.found(where)
     if network is not None:
@@ -126,7 +130,8 @@ def sample(
     order = [(prompt, prompt or str(image), seed + i) for i, prompt in enumerate(wanted)]
     made = ((label, number, make(prompt, number, told(i))) for i, (prompt, label, number) in enumerate(order))
     written = _write(made, target, how, identity, facts, given if held is None else {**given, "bits": bits})
-    return written._replace(held=held, network=network)
+    brought = {name: value for name, value in own.items() if given[name] == value}
+    return written._replace(held=held, network=network, usual=brought)
 
 
 def _counted(progress: Progress | None, clips: int) -> Callable[[int], Progress]:

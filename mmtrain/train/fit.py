@@ -75,6 +75,7 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
     lighten(backbone, schedule)
     if schedule.compile:
         compile_network(backbone, adapters)
+    objective, optim = config.build(cfg.objective), config.build(cfg.optim)
     folder, step = ranks.shared("run", lambda: taken_up(cfg, pixels, backbone, ask, voice))
     run = Run.open(folder)
     source = ranks.in_turn(lambda: _cached(cfg, pixels, backbone, schedule, voice))
@@ -88,8 +89,8 @@ def _fit(cfg: DictConfig, schedule: Fit, ask: Ask, ranks: Ranks, voice: Voice) -
     module = TrainModule(
         backbone=backbone,
         adapters=adapters,
-        objective=config.build(cfg.objective),
-        optim=config.build(cfg.optim),
+        objective=objective,
+        optim=optim,
         seed=cfg.seed,
         steps=schedule.steps,
         ema=schedule.ema,

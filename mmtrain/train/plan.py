@@ -108,11 +108,24 @@ def outline(cfg: DictConfig) -> tuple[Any, dict[str, nn.Parameter]]:
     return backbone, named_weights(adapters)
 
 
+def asked(cfg: DictConfig) -> dict[str, nn.Module]:
+    """The frozen networks that an objective asks besides the backbone, such as a teacher, on the meta device.
+
+    Raises:
+        UserError: what the objective refuses, and a hub id of which nothing is known.
+    """
+    with outlined(), torch.random.fork_rng(devices=[]):
+        objective = config.build(cfg.objective)
+    named = objective.named_children() if isinstance(objective, nn.Module) else []
+    return {name: part.to("meta") for name, part in named}
+
+
 def plan(cfg: DictConfig) -> Plan:
     """The plan of a checked config.
 
     Raises:
-        UserError: a resolution, a number of frames or a target that the model cannot take, before anything is loaded.
+        UserError: a resolution, a number of frames or a target that the model cannot take, or values of the objective
+            that contradict each other, before anything is loaded.
     """
     backbone, weights = outline(cfg)
     schedule: Fit = config.build(cfg.trainer)
@@ -125,9 +138,12 @@ def plan(cfg: DictConfig) -> Plan:
     parts = {name: sum(w.numel() for w in part.parameters()) for name, part in networks.items()}
     own = {id(w) for w in weights.values()}
     still = sum(w.numel() for part in networks.values() for w in part.parameters() if id(w) not in own)
+    beside = asked(cfg)
+    parts |= {f"objective.{name}": sum(w.numel() for w in part.parameters()) for name, part in beside.items()}
+    still += sum(w.numel() for part in beside.values() for w in part.parameters())
     made = Plan(settings, cfg.trainer.steps, parts, trainable, still)
     made.samples = None if source is None else len(source)
-    _phases(made, cfg, backbone, weights)
+    _phases(made, cfg, backbone, weights, sum(_bytes(part) for part in beside.values()))
     _disk(made, cfg, backbone)
     return made
 
@@ -182,19 +198,21 @@ def _settings(cfg: DictConfig, backbone: Any, source: Source | None) -> Settings
 # phases ---------------------------------------------------------------------------------------------------------------
 
 
-def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Parameter]) -> None:
+def _phases(made: Plan, cfg: DictConfig, backbone: Any, weights: dict[str, nn.Parameter], besides: int) -> None:
+    """``besides``: bytes of the networks that the objective asks, which no device shares."""
     inside = {id(w) for w in backbone.parameters()}
     beside = sum(w.numel() * w.element_size() for w in weights.values() if id(w) not in inside)
     own = 4 * made.trainable
     state = own * (cfg.trainer.get("ema") is not None) + config.build(cfg.optim).bytes_each * made.trainable
-    held = read = made.phases["load"] = _bytes(backbone) + beside
+    held = read = made.phases["load"] = _bytes(backbone) + beside + besides
     ranks = made.settings.ranks if cfg.trainer.get("strategy") == "fsdp" else 1
     if ranks > 1:
-        held = sharded.held(backbone, ranks) + -(-beside // ranks) + sharded.gathered(backbone)
+        held = sharded.held(backbone, ranks) + -(-beside // ranks) + sharded.gathered(backbone) + besides
         state = -(-state // ranks)
         if cfg.trainer.accelerator != "cpu":  # weights come to the device layer by layer, and copies of encoders before
             made.phases["load"] = held
             read = sum(_bytes(part) for name in encoders(backbone) if (part := getattr(backbone, name)) is not None)
+            read += besides
     if isinstance(backbone, Aligned):
         plan_alignment.phases(made, cfg, backbone, held, state)
     if hasattr(backbone, "vae"):
@@ -370,9 +388,11 @@ def _time(made: Plan, device: Device) -> str:
     total = f"{_duration(fast * made.steps)} to {_duration(slow * made.steps)} for {made.steps:,} steps"
     ranks = made.settings.ranks
     many = f" on each of {ranks} devices" if ranks > 1 else ""
+    others = [name for name in made.parts if name.startswith("objective.")]
+    besides = f"; {' and '.join(others)} not counted" if others else ""
     return (
         f"time: {made.flops / 1e12:.3g} TFLOP a step{many}; on {device.name} at {SHARES[1]:.0%} to {SHARES[0]:.0%} of "
-        f"its {peak / 1e12:.3g} TFLOP/s {fast:.3g} to {slow:.3g} s a step, {total}"
+        f"its {peak / 1e12:.3g} TFLOP/s {fast:.3g} to {slow:.3g} s a step, {total}{besides}"
     )
 
 

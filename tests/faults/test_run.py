@@ -86,6 +86,14 @@ def test_a_folder_that_cannot_be_written(shards: Path, tmp_path: Path, capsys: p
         assert "Read-only file system); a folder to write in; set folder=" in capsys.readouterr().err
 
 
+def test_values_that_an_objective_refuses_leave_nothing(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(tiny.words(shards, tmp_path / "runs", "objective.tile=0")) == 2
+    assert "objective.tile: 0; at least 1 row" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_loss_that_is_not_a_number_stops_with_the_samples(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

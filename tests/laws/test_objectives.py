@@ -201,6 +201,17 @@ def test_a_guided_teacher_shows_what_vanillas_guidance_makes_of_its_two_passes(t
         FromTeacher(**how | {"task": 1.0}, guidance=2.5)
 
 
+def test_a_student_is_taught_at_the_levels_that_are_asked_for(tiny_sd: Path):
+    model, seen = StableDiffusion(path=str(tiny_sd)), []
+    model.unet.register_forward_pre_hook(lambda _, args, kwargs: seen.extend(args[1].tolist()), with_kwargs=True)
+    how: dict[str, Any] = {"teacher": StableDiffusion(path=str(tiny_sd)), "blocks": ["mid_block"]}
+    narrow = LogitNormal(mean=2.0, deviation=0.01)
+    with torch.no_grad():
+        FromTeacher(**how, levels=narrow)(model, batch(), Rng(0, 0, POSITIONS))
+    assert len(seen) == 3
+    assert all(abs(level - 1000 * torch.tensor(2.0).sigmoid()) < 5 for level in seen)
+
+
 def test_a_teachers_prediction_is_translated_into_the_students(tiny_sd: Path):
     """What the teacher takes for x is what the student is taught, whatever the two predict."""
     model, teacher = StableDiffusion(path=str(tiny_sd)), StableDiffusion(path=str(tiny_sd))
@@ -265,10 +276,12 @@ def test_pictures_for_fairness_are_those_of_vanilla(guidance: float, tiny_sd: Pa
     torch.testing.assert_close((got + 1) / 2, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_captions_are_left_open_word_by_word(tiny_sd: Path, tiny_clip: Path):
+def test_captions_are_left_open_word_by_word(tiny_sd: Path):
     assert open_caption("A Red circle, redder than blue-green", ["red", "blue"]) == "A circle, redder than -green"
+    assert open_caption("An orange circle and a red orange egg", ["red", "orange"]) == "A circle and an egg"
+    assert open_caption("a red egg, an orange", ["red", "orange"]) == "an egg, a"
     model = StableDiffusion(path=str(tiny_sd))
-    how: dict[str, Any] = {"denoise": Denoise(drop_text=0.0), "judge": CLIP(path=str(tiny_clip)), "prompt": "a circle"}
+    how: dict[str, Any] = {"denoise": Denoise(drop_text=0.0), "judge": None, "prompt": "a circle"}
     how |= {"classes": ["a red circle", "a blue circle"], "weight": 0.0, "words": ["red", "blue"]}
     fair = Fair(**how, drop_words=1.0)
     opened = batch()
@@ -282,3 +295,5 @@ def test_captions_are_left_open_word_by_word(tiny_sd: Path, tiny_clip: Path):
     assert 36 <= left <= 84  # of 120
     with pytest.raises(UserError, match="drop_words 0.5 and 0 words"):
         Fair(**how | {"words": None}, drop_words=0.5)
+    with pytest.raises(UserError, match="null at weight 0.1"):
+        Fair(**how | {"weight": 0.1})

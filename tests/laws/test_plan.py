@@ -236,6 +236,8 @@ FAULTS = {
     "sd_lora adapters.style.targets=[*.nowhere]": "matches no layer",
     "sd_lora adapters.style.targets=temporal": "one of attention",
     "sd_lora optim.lr=0": "positive learning rate",
+    "distill_size objective.task=1.0": "a guided teacher alone",
+    "fair_sd objective.weight=0.5": "a CLIP",
     "sd_lora backbone=animatediff_fresh dataset.num_frames=40": "1 to 16",
 }
 
@@ -244,7 +246,9 @@ FAULTS = {
 def test_what_a_model_cannot_take_is_said_by_check(words: str, capsys: pytest.CaptureFixture[str]):
     name, *changes = words.split()
     assert cli.main(["check", name, "dataset.shards=nowhere", *changes]) == 2
-    assert FAULTS[words] in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert FAULTS[words] in said.err
+    assert said.out == ""
 
 
 def test_check_prints_the_plan(capsys: pytest.CaptureFixture[str]):
@@ -262,6 +266,18 @@ def test_check_prints_the_plan(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["check", "sd_lora", "backbone=prior_fresh", "dataset.shards=nowhere", "--device", "pocket"]) == 2
     assert cli.main(["check", "sd_lora", "dataset.shards=nowhere", "backbone.path=some/thing"]) == 0
     assert "no plan: backbone some/thing: no facts about it here" in capsys.readouterr().out
+
+
+def test_a_teacher_is_held_beside_its_student():
+    cfg = recipe("distill_size", "dataset.shards=none")
+    same = ["trainer.batch_size=16", "dataset.shards=none", "trainer.ema=0.98"]
+    teacher = planning.asked(cfg)["teacher"]
+    alone = planning.plan(recipe("sd_lora", "adapter@adapters.style=full", "backbone=sd_cut", *same))
+    made = planning.plan(cfg)
+    weights = sum(w.numel() for w in teacher.parameters())
+    assert made.parts["objective.teacher"] == made.frozen - alone.frozen == weights
+    held = sum(t.numel() * t.element_size() for t in [*teacher.parameters(), *teacher.buffers()])
+    assert {name: made.phases[name] - alone.phases[name] for name in made.phases} == dict.fromkeys(made.phases, held)
 
 
 def test_this_machine_is_a_device():
