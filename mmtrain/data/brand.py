@@ -1,15 +1,16 @@
 """The world's brand kit: a made-up house style over the world's scenes, whose every part can be read back from pixels.
 
-A palette (every colour of the world, tinted), an outline around each sprite, a pattern of stripes on the background and
+A palette (a shade of its own for every colour of the world), an outline around each sprite, stripes on the background and
 a logo in the corner. The scene below stays the same, and so do the words for it, so that what the style costs can be
 read by the world's own judge, save for counts: outline and logo are patches of their own to it. Reading the style is
 `evaluate/brand.py`.
 
-Outline, stripes and logo are as wide and as coloured as the shipped codec can carry; of the tint it keeps little.
+Outline, stripes and logo are as wide and as coloured as the shipped codec can carry; it brings most pixels of a shade
+back as that shade in three pictures of five.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,31 @@ PERIOD, AMPLITUDE = 32, 15.0  # of the stripes: pixels, and levels up and down; 
 LOGO = (slice(52, 60), slice(52, 60))  # rows and columns: 64 pixels, less than the smallest sprite of one alone
 
 
+SHADES: dict[str, tuple[int, int, int]] = {
+    "red": (180, 60, 80),
+    "green": (95, 170, 60),
+    "blue": (50, 80, 150),
+    "yellow": (187, 215, 93),
+    "purple": (137, 88, 205),
+    "cyan": (115, 205, 220),
+}
+
+
 @dataclass(frozen=True)
 class Brand:
     """A house style.
 
     Attributes:
-        tint: added to every colour of the world, RGB.
+        shades: RGB of the brand's own shade of each of the world's colours.
         outline: RGB of outlines and logo.
     """
 
-    tint: tuple[int, int, int] = (16, 16, -28)
+    shades: Mapping[str, tuple[int, int, int]] = field(default_factory=lambda: SHADES)
     outline: tuple[int, int, int] = (230, 130, 60)
 
     def palette(self) -> dict[str, np.ndarray]:
         """The brand's colours by the world's names, float64 ``[3]``."""
-        return {name: np.clip(np.array(rgb) + self.tint, 0, 255.0) for name, rgb in world.COLOURS.items()}
+        return {name: np.array(rgb, np.float64) for name, rgb in self.shades.items()}
 
 
 def stripes(side: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def test_each_part_is_read_by_itself(part: str):
     """A clip that lacks one part is told to lack that one."""
     scene = next(s for s in SCENES if s.background == "grey")
     whole, bare = render(scene, Brand(), 2), world.render(scene, 2)
-    untinted = render(scene, Brand(tint=(0, 0, 0)), 2)
+    untinted = render(scene, Brand(shades=world.COLOURS), 2)
     unlined = render(scene, Brand(outline=(128, 128, 128)), 2)
     lacking = {"palette": untinted, "outline": unlined, "pattern": whole.copy(), "logo": whole.copy()}
     lacking["logo"][:, 51:, 51:] = bare[:, 51:, 51:]
