@@ -1,9 +1,9 @@
 """The world's brand kit: a made-up house style over the world's scenes, whose every part can be read back from pixels.
 
-A palette (a shade of its own for every colour of the world), an outline around each sprite, stripes on the background and
-a logo in the corner. The scene below stays the same, and so do the words for it, so that what the style costs can be
-read by the world's own judge, save for counts: outline and logo are patches of their own to it. Reading the style is
-`evaluate/brand.py`.
+A palette (a shade of its own for every colour of the world), an outline around each sprite, a pattern of stripes on the
+background and a logo in the corner. The scene below stays the same, and so do the words for it, so that what the style
+costs can be read by the world's own judge, save for counts: outline and logo are patches of their own to it. Reading
+the style is `evaluate/brand.py`.
 
 Outline, stripes and logo are as wide and as coloured as the shipped codec can carry; it brings most pixels of a shade
 back as that shade in three pictures of five.
