@@ -13,7 +13,7 @@ from mmtrain import artifact, cli, config
 from mmtrain.backbone import usual
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.errors import UserError, UserErrors
-from mmtrain.evaluate.arms import FirstFrames, Settings
+from mmtrain.evaluate.arms import FirstFrames, Settings, arms
 from mmtrain.export.diffusers import export
 from mmtrain.sample.generate import images
 from tests.laws.test_export import run_of
@@ -54,6 +54,11 @@ def test_base_and_adapted_are_compared_alike(exported: Path):
     assert FirstFrames(Settings(first_frame=str(exported), first_frame_guidance=5.0)).how == SAID | {
         "guidance_scale": 5.0
     }
+
+
+def test_a_noise_level_to_guide_above_is_asked_of_stable_video_diffusion_alone(exported: Path):
+    with pytest.raises(UserError, match=r"--guidance-above: 5 for a StableDiffusion; a Stable Video Diffusion"):
+        next(arms(exported, Settings(first_frame="nobody", guidance_above=5.0), []))
 
 
 def test_the_verb_says_what_the_folder_brought(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
