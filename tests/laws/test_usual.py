@@ -14,6 +14,7 @@ from mmtrain.backbone import usual
 from mmtrain.backbone.sd import StableDiffusion
 from mmtrain.errors import UserError, UserErrors
 from mmtrain.evaluate.arms import FirstFrames, Settings, arms
+from mmtrain.evaluate.cases import heldout
 from mmtrain.export.diffusers import export
 from mmtrain.sample.generate import images
 from tests.laws.test_export import run_of
@@ -58,7 +59,9 @@ def test_base_and_adapted_are_compared_alike(exported: Path):
 
 def test_a_noise_level_to_guide_above_is_asked_of_stable_video_diffusion_alone(exported: Path):
     with pytest.raises(UserError, match=r"--guidance-above: 5 for a StableDiffusion; a Stable Video Diffusion"):
-        next(arms(exported, Settings(first_frame="nobody", guidance_above=5.0), []))
+        next(
+            arms(exported, Settings(first_frame="nobody", guidance_above=5.0), heldout(count=1, two_objects=0, seed=0))
+        )
 
 
 def test_the_verb_says_what_the_folder_brought(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
