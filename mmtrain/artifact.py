@@ -198,7 +198,7 @@ def load(folder: Path | str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         adapters = attached(backbone, parts.adapters)
     fill(adapters, weights)
     if isinstance(backbone, Pipelined):
-        backbone.usual = usual.read(folder) or None
+        backbone.usual = usual.read(folder)
     return backbone, adapters, facts
 
 

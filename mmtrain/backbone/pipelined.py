@@ -4,8 +4,9 @@ A family's own file says what its parts are, how text becomes a condition, and w
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ class Pipelined(nn.Module, ABC):
         only_encode: those of them that nothing but `encode` and sampling asks.
         encoders: attributes that `encode` asks; none: any of them.
         path: hub id or folder that it came from, or ``fresh``.
-        usual: how it is sampled by whoever does not say; None: as the folder that it came from says (`usual.py`).
+        usual: how it is sampled by whoever does not say, beyond what the folder that it came from says (`usual.py`).
         time_axis: of the latents that it draws, along which a clip's frames lie; None: it has none.
     """
 
@@ -40,7 +41,7 @@ class Pipelined(nn.Module, ABC):
     only_encode: ClassVar[tuple[str, ...]] = ()
     encoders: ClassVar[tuple[str, ...]] = ()
     path: str
-    usual: dict[str, Any] | None = None
+    usual: Mapping[str, Any] = MappingProxyType({})
     time_axis: ClassVar[int | None] = None
 
     @property

@@ -51,6 +51,5 @@ def whole(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of(backbone: Any) -> dict[str, Any]:
-    """What holds for a backbone: its artifact's own word, else that of the folder it came from."""
-    own: dict[str, Any] | None = backbone.usual
-    return read(backbone.path) if own is None else own
+    """What holds for a backbone: the word of its artifact, and that of the folder it came from on what is left."""
+    return read(backbone.path) | backbone.usual

@@ -49,7 +49,7 @@ def test_the_folders_word_then_the_bases_then_the_usual_one(exported: Path, tiny
 
 
 def test_base_and_adapted_are_compared_alike(exported: Path):
-    assert artifact.base(exported).usual is None
+    assert usual.of(artifact.base(exported)) == {}
     asked = Settings(first_frame="nobody", guidance_scale=4.0).of(exported)
     assert (asked.num_inference_steps, asked.guidance_scale) == (3, 4.0)
     assert FirstFrames(Settings(first_frame=str(exported))).how == SAID
