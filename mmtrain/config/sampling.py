@@ -16,7 +16,7 @@ def fault(given: Mapping[str, Any], where: str) -> UserError | None:
         if value is None:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name == STEPS and not (number and value >= 1 and value == int(value)):
+        if name == STEPS and not (number and value >= 1 and value % 1 == 0):
             return UserError(f"{where}.{name}", repr(value), "a whole number above 0", "correct it")
         if not number or not abs(value) < float("inf"):
             return UserError(f"{where}.{name}", repr(value), "a number", "correct it")

@@ -79,6 +79,7 @@ def test_the_verb_says_what_the_folder_brought(exported: Path, tmp_path: Path, c
         ("[]", "a list"),
         ('{"steps": 3}', "no such key"),
         ('{"num_inference_steps": 2.5}', "a whole number above 0"),
+        ('{"num_inference_steps": Infinity}', "a whole number above 0"),
         ('{"guidance_scale": "much"}', "a number"),
         ('{"guidance_scale": Infinity}', "a number"),
     ],
