@@ -18,7 +18,7 @@ if [ -z "$folder" ]; then
     say "0/7 the world's brand kit"
     folder=$out/kit
     $mmtrain shards world "$folder" --brand --files 24,8 --seed 5 --two-objects 0
-    measured=brand,$measured
+    measured=brand,brand_$measured # which knows that an outline is no object
     patience=(trainer.patience=null) # its held-out loss is lowest long before the logo is there
 fi
 ours=("dataset.folder=$folder" "dataset.shards=$out/shards" "folder=$out/runs")

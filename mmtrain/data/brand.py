@@ -2,8 +2,8 @@
 
 A palette (a shade of its own for every colour of the world), an outline around each sprite, a pattern of stripes on the
 background and a logo in the corner. The scene below stays the same, and so do the words for it, so that what the style
-costs can be read by the world's own judge, save for counts: outline and logo are patches of their own to it. Reading
-the style is `evaluate/brand.py`.
+costs can be read by the world's own judge, which is told of outlines and sees no logo (metric `brand_fulfilment`).
+Reading the style is `evaluate/brand.py`.
 
 Outline, stripes and logo are as wide and as coloured as the shipped codec can carry; it brings most pixels of a shade
 back as that shade in three pictures of five.
@@ -24,6 +24,7 @@ TOKEN = "in zwx style"
 # Drawn for frames of 64 pixels.
 OUTLINE_WIDTH = 2.5
 PERIOD, AMPLITUDE = 32, 15.0  # of the stripes: pixels, and levels up and down; more would be a sprite to the judge
+NEAR = 45.0  # RGB distance from a background within which a pixel is of it; of a sprite's edge the judge asks for 49
 LOGO = (slice(52, 60), slice(52, 60))  # rows and columns: 64 pixels, less than the smallest sprite of one alone
 
 
@@ -66,6 +67,20 @@ def logo(side: int) -> tuple[slice, slice]:
     scale = side / world.SIDE
     rows, columns = (slice(round(s.start * scale), round(s.stop * scale)) for s in LOGO)
     return rows, columns
+
+
+def undressed(frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 ``[t h w c]``, square, without the brand's stripes and logo: what is near to the colour of its half
+    of the pattern, and the logo's place, get the colour between both halves."""
+    side = frames.shape[1]
+    light, found = stripes(side) > 0, frames.astype(np.float32)
+    halves = [np.median(found[:, part], axis=1) for part in (light, ~light)]
+    ground = (halves[0] + halves[1]) / 2
+    for part, own in zip((light, ~light), halves, strict=True):
+        of_ground = (np.linalg.norm(found - own[:, None, None], axis=-1) < NEAR) & part
+        found = np.where(of_ground[..., None], ground[:, None, None], found)
+    found[:, *logo(side)] = ground[:, None, None]
+    return found.round().clip(0, 255).astype(np.uint8)
 
 
 def render(scene: Scene, brand: Brand, num_frames: int = world.NUM_FRAMES, side: int = world.SIDE) -> np.ndarray:

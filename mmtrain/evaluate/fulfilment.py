@@ -7,6 +7,7 @@ numbers by name. A bool is a share when averaged; a number that does not apply t
 import numpy as np
 
 from mmtrain.data import world
+from mmtrain.data.brand import Brand
 from mmtrain.errors import UserError
 from mmtrain.evaluate.cases import Case, Numbers
 from mmtrain.evaluate.judge import fulfilment, read
@@ -23,9 +24,16 @@ class Fulfilment:
     prompt`` is everything told at once. An object that is never there counts as vanished, where the truth tells of it.
     A case without truth has ``vanished or jumped`` alone. Of a picture, motion and ``vanished or jumped`` are not
     asked.
+
+    Args:
+        branded: whether clips may be in the style of the world's brand kit (`data/brand.py`). Plain clips are read as
+            well then.
     """
 
     lower_is_better = ("vanished or jumped",)
+
+    def __init__(self, *, branded: bool = False) -> None:
+        self.brand = Brand() if branded else None
 
     def __call__(self, frames: np.ndarray, case: Case) -> Numbers:
         """Numbers of frames uint8 ``[t h w c]``.
@@ -37,7 +45,7 @@ class Fulfilment:
         if len(frames) < LEAST_FRAMES and not still:
             came, fix = f"a clip of {len(frames)} frames", "make longer clips, or leave the metric out"
             raise UserError("metric fulfilment", came, f"at least {LEAST_FRAMES}, or a picture", fix)
-        reading = read(frames)
+        reading = read(frames, self.brand)
         lost = None if still else reading.vanished or reading.jumped
         if case.truth is None:
             return {"vanished or jumped": lost}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmtrain.data import world
+from mmtrain.data.brand import OUTLINE_WIDTH, Brand, undressed
 from mmtrain.errors import UserError
 from mmtrain.evaluate.blobs import DISTINCT, Blob, blobs
 
@@ -60,17 +61,24 @@ class Reading:
     jumped: bool
 
 
-def read(frames: np.ndarray) -> Reading:
-    """Reads frames uint8 ``[t h w c]`` (RGB); raises UserError for any other layout."""
+def read(frames: np.ndarray, brand: Brand | None = None) -> Reading:
+    """Reads frames uint8 ``[t h w c]`` (RGB); raises UserError for any other layout.
+
+    Args:
+        brand: in whose style they may be. Stripes and logo are then no objects, an outline is part of its sprite, and
+            the brand's shades are colours too; two sprites that touch are read as one.
+    """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         came = f"came {frames.dtype} {list(frames.shape)}"
         raise UserError("judge", came, "wanted uint8 [t h w 3], t at least 1", "pass decoded RGB frames")
     scale = min(frames.shape[1:3]) / world.SIDE
+    frames = frames if brand is None else undressed(frames)
     ground = np.median(frames[:, ::2, ::2].reshape(len(frames), -1, 3), axis=1).astype(np.float32)
-    tracks = _link(blobs(frames, ground, scale), scale)
+    tracks = _link(blobs(frames, ground, scale, 0.0 if brand is None else OUTLINE_WIDTH * scale), scale)
     lasting = [t for t in tracks if len(t) >= max(2, len(frames) / 4) or len(frames) == 1]
     lasting.sort(key=lambda t: -sum(b.area for b in t))
-    objects = tuple(_describe(t, len(frames), len(lasting), scale) for t in lasting)
+    shades = _PALETTE if brand is None else np.concatenate([_PALETTE, list(brand.palette().values())])
+    objects = tuple(_describe(t, len(frames), len(lasting), scale, shades) for t in lasting)
     return Reading(
         background=_nearest(np.median(ground, axis=0), tuple(world.BACKGROUNDS), _GROUNDS, BACKGROUND_LIMIT),
         objects=objects,
@@ -117,14 +125,15 @@ def _link(found: Iterable[Blob], scale: float) -> list[list[Blob]]:
 # ---- tracks to attributes ----
 
 
-def _describe(track: list[Blob], num_frames: int, num_objects: int, scale: float) -> Found:
-    names = Counter(_nearest(b.rgb, _NAMES, _PALETTE, DISTINCT) for b in track)
+def _describe(track: list[Blob], num_frames: int, num_objects: int, scale: float, shades: np.ndarray) -> Found:
+    named = _NAMES * (len(shades) // len(_NAMES))
+    names = Counter(_nearest(b.rgb, named, shades, DISTINCT) for b in track)
     colour, votes = names.most_common(1)[0]
     shape, overlap = _shape(track)
-    halves = [_half(shape, b.area) for b in track]
+    halves = [_half(shape, b) for b in track]
     centres = np.full((num_frames, 2), np.nan)
     for blob, half in zip(track, halves, strict=True):
-        centres[blob.frame] = blob.x, blob.y - _SINK[shape] * half
+        centres[blob.frame] = blob.x, blob.y - _sunk(shape, half, blob.rim)
     centres /= scale
     border = float(np.mean(list(world.SIZES.values()))) * world.SHRINK[min(max(num_objects, 1), 2)]
     return Found(
@@ -137,14 +146,29 @@ def _describe(track: list[Blob], num_frames: int, num_objects: int, scale: float
     )
 
 
-# Area over squared half extent, and centroid below the centre in half extents, of `world.coverage`'s shapes.
+# By shape of `world.coverage`: how its area grows with the squared half extent h, with h times the outline's width, and
+# with the squared width; and how far its centroid lies below its centre, in h and in widths of the outline.
 _BAR = 1 / 2.8
-_FILL = {"circle": np.pi, "square": 1.8**2, "triangle": 1.8**2 / 2, "cross": 8 * _BAR - 4 * _BAR**2}
-_SINK = {"circle": 0.0, "square": 0.0, "triangle": 2 / 3 * 1.8 - 0.95, "cross": 0.0}
+_INNER = 0.9 * 1.8 / (0.9 + np.hypot(0.9, 1.8))  # radius of the circle in the triangle, in h
+_AREA: dict[str, tuple[float, float, float]] = {
+    "circle": (np.pi, 2 * np.pi, np.pi),
+    "square": (1.8**2, 4 * 1.8, 4.0),
+    "triangle": (1.8**2 / 2, 1.8**2 / _INNER, 1.8**2 / 2 / _INNER**2),
+    "cross": (8 * _BAR - 4 * _BAR**2, 8.0, 4.0),
+}
+_SINK = dict.fromkeys(world.SHAPES, (0.0, 0.0)) | {"triangle": (0.85 - 1.8 / 3, 1 - 1.8 / 3 / _INNER)}
 
 
-def _half(shape: str, area: float) -> float:
-    return float(np.sqrt(area / _FILL[shape]))
+def _half(shape: str, blob: Blob) -> float:
+    """Half extent that gives a shape, with the blob's outline around it, the blob's area."""
+    square, line, rest = _AREA[shape]
+    line, rest = line * blob.rim, rest * blob.rim**2 - blob.area
+    return float(max(0.0, np.sqrt(max(0.0, line**2 - 4 * square * rest)) - line)) / (2 * square)
+
+
+def _sunk(shape: str, half: float, rim: float) -> float:
+    own, lower = _SINK[shape]
+    return own * half + lower * rim
 
 
 def _shape(track: list[Blob]) -> tuple[str, float]:
@@ -161,11 +185,11 @@ def _overlap(shape: str, blob: Blob) -> float:
     Blur costs a sharp drawing up to a third of its overlap, the more the thinner the shape; so the drawing is softened
     step by step while that helps.
     """
-    half = _half(shape, blob.area)
+    half = _half(shape, blob)
     (top, left), (h, w) = blob.corner, blob.cover.shape
-    dy = (np.arange(h) + top + 0.5 - blob.y + _SINK[shape] * half)[:, None]
+    dy = (np.arange(h) + top + 0.5 - blob.y + _sunk(shape, half, blob.rim))[:, None]
     dx = (np.arange(w) + left + 0.5 - blob.x)[None]
-    drawn, best = world.coverage(shape, dx, dy, half), 0.0
+    drawn, best = world.coverage(shape, dx, dy, half, blob.rim), 0.0
     for _ in range(4):
         common = float(np.minimum(drawn, blob.cover).sum())
         overlap = common / (float(drawn.sum()) + blob.area - common)

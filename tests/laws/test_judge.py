@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmtrain.data import world
+from mmtrain.data import brand, world
 from mmtrain.data.world import Scene
 from mmtrain.errors import UserError
 from mmtrain.evaluate.judge import fulfilment, read
@@ -255,3 +255,39 @@ def test_patches_everywhere_fulfil_nothing_by_chance() -> None:
     assert share([r["shape"] for r in results]) <= 0.25, "one guess in four shapes"
     assert share([r["motion"] for r in results]) <= 0.2
     assert not any(r["permanence"] or r["count"] for r in results)
+
+
+def beside_the_logo(scene: Scene) -> bool:
+    """Whether no sprite, its outline included, ever reaches under the logo."""
+    far = [np.array(s.at(t)) for s in scene.sprites for t in np.linspace(0, 1, 16)]
+    return all(max(x, y) + half + brand.OUTLINE_WIDTH < brand.LOGO[0].start for x, y, half in far)
+
+
+@pytest.mark.parametrize("style", [None, brand.Brand()])
+@pytest.mark.parametrize("spoil", [clean, codec_like])
+def test_true_clips_are_read_right_by_who_knows_of_outlines(style: brand.Brand | None, spoil: Spoil) -> None:
+    results = []
+    for key, scene in enumerate(scenes(150, beside_the_logo, two=0.0)):
+        frames = spoil(brand.render(scene, style) if style else world.render(scene), key)
+        results.append(fulfilment(read(frames, brand.Brand()), scene.truth()))
+    shares = {a: share([r[a] for r in results]) for a in results[0]}
+    assert min(shares.values()) >= LAW, shares
+
+
+def test_who_does_not_know_of_outlines_counts_them_as_objects() -> None:
+    drawn = scenes(100, beside_the_logo, two=0.0)
+    results = [fulfilment(read(brand.render(s, brand.Brand(), 1)), s.truth()) for s in drawn]
+    assert share([r["count"] for r in results]) < 0.5
+
+
+@pytest.mark.parametrize("wrong", ["shape", "colour", "size"])
+def test_an_outline_hides_no_fault(wrong: str) -> None:
+    others = {"shape": world.SHAPES, "colour": tuple(world.COLOURS), "size": tuple(world.SIZES)}[wrong]
+    answers = []
+    for scene in scenes(100, beside_the_logo, two=0.0):
+        truth = scene.truth()
+        told = truth["objects"][0]
+        told[wrong] = others[(others.index(told[wrong]) + 1) % len(others)]
+        found = read(brand.render(scene, brand.Brand(), 1), brand.Brand())
+        answers.append(not fulfilment(found, truth)[wrong])
+    assert share(answers) >= LAW
