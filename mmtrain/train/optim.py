@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -90,19 +90,19 @@ class AdamW(Rate):
         super().__init__(lr=lr, weight_decay=weight_decay, betas=betas, **more)
         self.scales = dict(scales or {})
 
+    def parts(self, name: str, weight: nn.Parameter) -> tuple[str, ...]:
+        """What the optimizer keeps of a weight, by name."""
+        return "step", "exp_avg", "exp_avg_sq"
+
     def optimizer(self, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
         """The optimizer of weights by ``<adapter>/<name>``: a group for each adapter, and the ``scale`` of its rate.
 
         Raises:
             UserError: ``scales`` names an adapter that has no weights.
         """
-        adapters: dict[tuple[str, type], list[nn.Parameter]] = {}
-        for name, weight in weights.items():  # what lies in pieces and what is whole cannot be fused
-            adapters.setdefault((name.split("/")[0], type(weight)), []).append(weight)
-        names = list(dict.fromkeys(name for name, _ in adapters))
-        for name in self.scales.keys() - set(names):
-            raise UserError("optim.scales", f"{name!r}", f"adapters: {', '.join(names)}", "correct the name")
-        groups = [{"params": own, "scale": self.scales.get(name, 1.0)} for (name, _), own in adapters.items()]
+        groups = groups_of(weights, self.scales, lambda name, weight: type(weight))  # pieces and wholes are not fused
+        for group in groups:
+            del group["kind"]
         return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
 
     def held(self, optimizer: Any, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -115,5 +115,22 @@ class AdamW(Rate):
             if weight.requires_grad:  # what does not was set before the first step, and is kept
                 optimizer.state[weight] = {
                     part: saved[f"{name}/{part}"].to(weight.device if part != "step" else "cpu")
-                    for part in ("step", "exp_avg", "exp_avg_sq")
+                    for part in self.parts(name, weight)
                 }
+
+
+def groups_of(
+    weights: Mapping[str, nn.Parameter], scales: Mapping[str, float], kind: Callable[[str, nn.Parameter], Any]
+) -> list[dict[str, Any]]:
+    """Groups of weights by ``<adapter>/<name>``: one for each adapter and ``kind`` in it, with its rate's ``scale``.
+
+    Raises:
+        UserError: ``scales`` names an adapter that has no weights.
+    """
+    found: dict[tuple[str, Any], list[nn.Parameter]] = {}
+    for name, weight in weights.items():
+        found.setdefault((name.split("/")[0], kind(name, weight)), []).append(weight)
+    names = list(dict.fromkeys(name for name, _ in found))
+    for name in scales.keys() - set(names):
+        raise UserError("optim.scales", f"{name!r}", f"adapters: {', '.join(names)}", "correct the name")
+    return [{"params": own, "scale": scales.get(name, 1.0), "kind": which} for (name, which), own in found.items()]

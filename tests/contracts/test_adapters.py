@@ -43,6 +43,7 @@ def stir(adapter: Any) -> None:
     ("adapter", "on", "changes"),
     [
         ("lora_temporal", "svd", {}),
+        ("lora_video", "svd", {}),
         ("bridge", "svd", {"width": 16, "heads": 2}),
         ("bridge", "svd", {"width": 16, "heads": 2, "tokens": 4}),
         ("lora", "sd", {}),

@@ -41,7 +41,7 @@ ELSEWHERE = {"siglip", "vq"}
 
 ADAPTED = {
     "sd": ("dora", "gated", "loha", "lokr", "lora", "lora_style", "oft", "full", "words"),
-    "svd": ("bottleneck_temporal", "bridge", "lora_temporal"),
+    "svd": ("bottleneck_temporal", "bridge", "lora_temporal", "lora_video"),
     "animatediff_fresh": ("motion_modules",),
     "clip": ("bottleneck_clip", "clip_adapter", "dora_clip", "lit", "lora_clip", "projection", "temperature")
     + ("temporal", "tip_adapter"),

@@ -1,0 +1,127 @@
+"""Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal, is its step; AdamW trains what is no matrix.
+
+torch.optim.Muon takes no convolutions, which are matrices of output channels by all the rest here, and works in 16
+bits, which most processors have no units for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mmtrain.errors import UserError
+from mmtrain.train.optim import AdamW, groups_of
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic, which brings singular values to between 0.7 and 1.2
+_ITERATIONS = 5
+_RMS = (
+    0.2  # root mean square of a step over its rate, about AdamW's (Liu et al. 2025), so that AdamW's rates carry over
+)
+
+
+class Muon(AdamW):
+    """Muon for weights of two and more dimensions, AdamW for vectors and for the adapters that ``adamw`` names.
+
+    Args:
+        lr, weight_decay, warmup, schedule, floor: as for `Rate`; a rate means what it means to AdamW.
+        betas: of AdamW's moments.
+        momentum: of matrices, as Nesterov has it.
+        scales: by an adapter's name, what its rate is multiplied by; 1 for those not named.
+        adamw: adapters that AdamW trains whole.
+    """
+
+    bytes_each = 8  # at most: of a matrix one moment, of the rest two, in 32 bits
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.99),
+        momentum: float = 0.95,
+        warmup: int = 0,
+        schedule: Literal["constant", "cosine"] = "cosine",
+        floor: float = 0.05,
+        scales: dict[str, float] | None = None,
+        adamw: Sequence[str] = (),
+    ) -> None:
+        more: dict[str, Any] = {"warmup": warmup, "schedule": schedule, "floor": floor, "scales": scales}
+        super().__init__(lr=lr, weight_decay=weight_decay, betas=betas, **more)
+        if not 0 <= momentum < 1:
+            raise UserError("optim.momentum", str(momentum), "at least 0 and below 1", "try 0.95")
+        self.momentum, self.adamw = momentum, tuple(adamw)
+
+    def parts(self, name: str, weight: nn.Parameter) -> tuple[str, ...]:
+        return ("momentum",) if self._is_matrix(name, weight) else super().parts(name, weight)
+
+    def optimizer(self, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+        """Groups by adapter, matrices apart from the rest.
+
+        Raises:
+            UserError: ``scales`` or ``adamw`` name an adapter that has no weights, or weights lie in pieces.
+        """
+        if any(isinstance(weight.data, DTensor) for weight in weights.values()):
+            raise UserError("optim", "Muon on weights in pieces", "whole weights", "set trainer.strategy=ddp")
+        own = {name.split("/")[0] for name in weights}
+        for name in set(self.adamw) - own:
+            raise UserError("optim.adamw", f"{name!r}", f"adapters: {', '.join(sorted(own))}", "correct the name")
+
+        groups = groups_of(weights, self.scales, self._is_matrix)
+        how: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": self.betas, "fused": True}
+        return _Muon([{**group, "matrices": group.pop("kind")} for group in groups], momentum=self.momentum, **how)
+
+    def _is_matrix(self, name: str, weight: nn.Parameter) -> bool:
+        return weight.ndim > 1 and name.split("/")[0] not in self.adamw
+
+
+class _Muon(torch.optim.AdamW):
+    """AdamW, whose groups of ``matrices`` take Muon's steps."""
+
+    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, **adamw: Any) -> None:
+        super().__init__(groups, **adamw)
+        self.momentum = momentum
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        for group in groups:
+            if group["matrices"]:
+                self._orthogonal(group)
+        self.param_groups = [group for group in groups if not group["matrices"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        return loss
+
+    @torch.no_grad()
+    def _orthogonal(self, group: dict[str, Any]) -> None:
+        for weight in group["params"]:
+            if weight.grad is None:
+                continue
+            state = self.state[weight]
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+            moment = state["momentum"].lerp_(weight.grad, 1 - self.momentum)
+            matrix = weight.grad.lerp(moment, self.momentum).flatten(1)
+            step = orthogonal(matrix) * (_RMS * max(matrix.shape) ** 0.5)
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(step.view_as(weight), alpha=-group["lr"])
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About the nearest matrix ``[m n]`` with orthonormal rows or columns, whichever are fewer: five Newton-Schulz
+    iterations, which leave singular values between 0.7 and 1.2. Zeros stay zeros."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    found = matrix.mT if tall else matrix
+    found = found / found.norm().clamp_min(1e-7)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        square = found @ found.mT
+        found = a * found + (b * square + c * square @ square) @ found
+    return found.mT if tall else found
