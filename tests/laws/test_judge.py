@@ -267,8 +267,8 @@ def beside_the_logo(scene: Scene) -> bool:
 @pytest.mark.parametrize("spoil", [clean, codec_like])
 def test_true_clips_are_read_right_by_who_knows_of_outlines(style: brand.Brand | None, spoil: Spoil) -> None:
     results = []
-    for key, scene in enumerate(scenes(150, beside_the_logo, two=0.0)):
-        frames = spoil(brand.render(scene, style) if style else world.render(scene), key)
+    for key, scene in enumerate(scenes(100, beside_the_logo, two=0.0)):
+        frames = spoil(brand.render(scene, style, 8) if style else world.render(scene, 8), key)
         results.append(fulfilment(read(frames, brand.Brand()), scene.truth()))
     shares = {a: share([r[a] for r in results]) for a in results[0]}
     assert min(shares.values()) >= LAW, shares
