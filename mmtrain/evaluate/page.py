@@ -137,7 +137,8 @@ def _row(row: Row, most: int) -> str:
         f'<td class="n value" data-who="{arm}">{_value(row, arm)} <small>{_ends(row, arm)}</small></td>' for arm in ARMS
     )
     p = "p &lt; 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.2g}"
-    change = between(row, "difference").split(" ")[0].replace("-", "−").replace("+0", "±0")
+    change = between(row, "difference").split(" ")[0].replace("-", "−")
+    change = "±0" if change in ("+0", "−0") else change
     return (
         f'<tr><th scope="row">{escape(label(row, most))}{less}</th><td class="bars">{_bars(row)}</td>{values}'
         f'<td class="n change {outcome(row)}">{change} <small>{p}</small></td></tr>'
@@ -146,7 +147,7 @@ def _row(row: Row, most: int) -> str:
 
 def _value(row: Row, arm: str) -> str:
     value = row[arm]["mean"]
-    return f"{100 * value:.0f} %" if row["share"] else f"{value:.3g}"
+    return f"{100 * value:.0f} %" if row["share"] else f"{value:.3g}".replace("-", "−")
 
 
 def _ends(row: Row, arm: str) -> str:
