@@ -355,7 +355,7 @@ MISTAKES = {
     "evaluate nowhere": "no artifact.json",
     "evaluate {artifact} --ways sdd": "some of sd,none,image",
     "evaluate {artifact} --ways sd,sd": "each once",
-    "evaluate {artifact} --metrics fulfilmnt": "of brand, clip_score, directional, distances, ",
+    "evaluate {artifact} --metrics fulfilmnt": "of brand, brand_fulfilment, clip_score, directional, ",
     "evaluate {artifact} --gate motion>0.5": "a line such as",
     "evaluate {artifact} --gates nowhere.yaml": "a YAML list of lines",
     "evaluate {artifact} --count 0": "above 0",
