@@ -16,9 +16,7 @@ from mmtrain.train.optim import AdamW, groups_of
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic, which brings singular values to between 0.7 and 1.2
 _ITERATIONS = 5
-_RMS = (
-    0.2  # root mean square of a step over its rate, about AdamW's (Liu et al. 2025), so that AdamW's rates carry over
-)
+_RMS = 0.2  # of a step, over its rate: about AdamW's, whose rates carry over (Liu et al. 2025)
 
 
 class Muon(AdamW):
@@ -67,10 +65,11 @@ class Muon(AdamW):
         own = {name.split("/")[0] for name in weights}
         for name in set(self.adamw) - own:
             raise UserError("optim.adamw", f"{name!r}", f"adapters: {', '.join(sorted(own))}", "correct the name")
-
         groups = groups_of(weights, self.scales, self._is_matrix)
+        for group in groups:
+            group["matrices"] = group.pop("kind")
         how: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": self.betas, "fused": True}
-        return _Muon([{**group, "matrices": group.pop("kind")} for group in groups], momentum=self.momentum, **how)
+        return _Muon(groups, momentum=self.momentum, **how)
 
     def _is_matrix(self, name: str, weight: nn.Parameter) -> bool:
         return weight.ndim > 1 and name.split("/")[0] not in self.adamw
