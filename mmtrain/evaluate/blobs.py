@@ -16,6 +16,7 @@ DISTINCT = 80.0  # RGB distance; the two closest sprite colours are 118 apart
 OPAQUE = 0.45  # share of a sprite's contrast above which a pixel belongs to it
 LEAST_CONTRAST = 60.0  # RGB distance that a sprite is assumed to keep from its background; the palettes keep 109
 MIN_AREA = 16  # pixels of a 64-pixel frame; the world's smallest sprite covers 43
+_INSIDE = 4  # pixels that are left of a sprite to tell its colour
 RIM = 40.0  # RGB distance from a sprite's inside beyond which its edge is an outline
 
 
@@ -174,8 +175,9 @@ def _near(t: np.ndarray, y: np.ndarray, x: np.ndarray, h: int, w: int) -> np.nda
 def _outlined(frame: np.ndarray, at: tuple[int, np.ndarray, np.ndarray], outline: float) -> Blob:
     """The blob of the pixels ``at`` (t, y, x) of its frame ``[h w 3]``, with the outline that it has or none.
 
-    Pixels are peeled off row by row, as many rows as the outline is wide. What is left is the inside; where a row
-    half way there is of another colour, it is an outline's (the first row is half the background's).
+    Pixels are peeled off row by row, twice as many rows as the outline is wide, since one that a network draws may be
+    wider, but not the last few. What is left is the inside; where a row half way through the outline is of another
+    colour, it is an outline's (the first row is half the background's).
     """
     t, y, x = at
     top, left = int(y.min()), int(x.min())
@@ -184,7 +186,7 @@ def _outlined(frame: np.ndarray, at: tuple[int, np.ndarray, np.ndarray], outline
     own = _closed(own, int(outline))
     y, x = (at + corner for at, corner in zip(np.nonzero(own), (top, left), strict=True))
     rows = [own]
-    while len(rows) <= outline and (peeled := _peeled(rows[-1])).any():
+    while len(rows) <= 2 * outline and (peeled := _peeled(rows[-1])).sum() >= _INSIDE:
         rows.append(peeled)
     pixels = frame[top : top + own.shape[0], left : left + own.shape[1]].astype(np.float32)
     inside, half = np.median(pixels[rows[-1]], axis=0), int(outline / 2)
