@@ -274,6 +274,16 @@ def test_true_clips_are_read_right_by_who_knows_of_outlines(style: brand.Brand |
     assert min(shares.values()) >= LAW, shares
 
 
+def test_a_colour_is_told_by_the_inside_where_a_rim_came_out_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As networks draw it: over the sprite's own edge, and redder than the brand's."""
+    monkeypatch.setattr(brand, "OUTLINE_WIDTH", 4.0)
+    drawn = scenes(100, beside_the_logo, two=0.0)
+    drawn = [replace(s, sprites=tuple(replace(sprite, half=sprite.half - 1.5) for sprite in s.sprites)) for s in drawn]
+    wide = brand.Brand(outline=(230, 60, 40))
+    results = [fulfilment(read(brand.render(s, wide, 1), brand.Brand()), s.truth()) for s in drawn]
+    assert share([r["colour"] for r in results]) >= LAW
+
+
 def test_who_does_not_know_of_outlines_counts_them_as_objects() -> None:
     drawn = scenes(100, beside_the_logo, two=0.0)
     results = [fulfilment(read(brand.render(s, brand.Brand(), 1)), s.truth()) for s in drawn]
