@@ -26,7 +26,7 @@ ours=("dataset.folder=$folder" "dataset.shards=$out/shards" "folder=$out/runs")
 say "1/7 train: a LoRA on Stable Diffusion (of your own pictures until the loss on the held-out part no longer falls)"
 # Logo and stripes are settled at much noise, where even levels seldom look, their colours at little. Without the weights'
 # decay shapes are learned by heart: recipes/LOG.md, "The brand's shapes, kept by weight decay".
-$mmtrain train brand_style "${ours[@]}" "cache=$out/cache" optim=muon optim.lr=6e-3 optim.weight_decay=0.5 trainer.steps=800 'trainer.precision=${native_precision:cpu}' \
+$mmtrain train brand_style "${ours[@]}" "cache=$out/cache" optim=muon optim.lr=3e-3 optim.weight_decay=1 trainer.steps=1600 'trainer.precision=${native_precision:cpu}' \
     adapters.style.targets=whole ${patience[@]+"${patience[@]}"} \
     "objective.levels={_target_:mmtrain.objective.levels.LogitNormal,mean:0.6,deviation:1.3,shift:1.0}"
 style=$(ls -d "$out"/runs/*-brand_style-*/)
