@@ -67,7 +67,7 @@ def _group_sentence(rows: Sequence[Row]) -> str:
     found: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
     for row in rows:
         change = row["difference"]["mean"]
-        points = f"{100 * change:+.0f} points" if row["share"] else f"{change:+.3g}"
+        points = (f"{100 * change:+.0f} points" if row["share"] else f"{change:+.3g}").replace("-", "−")
         found[outcome(row)].append(escape(row["number"]) + ("" if outcome(row) == "unclear" else f" ({points})"))
     most = max(row["base"]["n"] for row in rows)
     opening = f"<b>{escape(rows[0]['group'].capitalize())}</b> ({most} prompts)"
