@@ -189,6 +189,7 @@ def test_the_verdict_follows_the_numbers():
     assert "The adapter improves “motion”: it holds in 100 % of cases, against 0 %" in verdict_of(never, always)
     assert "better in motion (+100 points); worse in nothing" in verdict_of(never, always)
     assert "makes “motion” worse" in verdict_of(always, never)
+    assert "worse in motion (−100 points)" in verdict_of(always, never)
     assert "makes “motion” worse" in verdict_of(never, always, lower=("motion",))
     assert "no clear difference to “motion”" in verdict_of(always, always)
     assert "no clear difference in anything measured" in verdict_of(always, always)
