@@ -3,7 +3,7 @@
     make bench-step
     PEER=<folder>/train_text_to_image_lora.py make bench-step
     COMPILE=1 ...                   # torch.compile besides: it wants a C++ compiler and a minute
-    BENCH_PART=trivial ...          # that part alone, or several of: trivial sd knobs
+    BENCH_PART=trivial ...          # that part alone, or several of: trivial sd knobs optimizers
 
 The tiny Stable Diffusion that is shipped, 128 × 128 pixels, batch 8, rank 4 on every attention, the same JPEGs and
 captions, fp32. ``mmtrain`` is the whole command (`mmtrain train sd_lora`) with its log, progress line and callbacks;
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.diffusers_script import script
 from benchmarks.knobs import knobs
+from benchmarks.optimizers import optimizers
 from benchmarks.overhead import trivial
 from benchmarks.report import Report
 from benchmarks.rounds import Arm, Gate, rounds, rounds_asked
@@ -183,17 +184,21 @@ def sd_steps(report: Report, folder: Path) -> None:
 
 
 def main() -> None:
-    wanted = os.environ.get("BENCH_PART", "trivial sd knobs").split()
-    report = Report("step" if "BENCH_PART" not in os.environ else f"step-{'-'.join(wanted)}")
+    asked = os.environ.get("BENCH_PART", "trivial sd knobs optimizers").split()
+    wanted = set(asked)
+    report = Report("step" if "BENCH_PART" not in os.environ else f"step-{'-'.join(asked)}")
     with tempfile.TemporaryDirectory() as name:
         if "trivial" in wanted:
             trivial(report, Path(name))
         if "sd" in wanted:
             sd_steps(report, Path(name))
-    if "knobs" in wanted:
+    if wanted & {"knobs", "optimizers"}:
         keep_pages()
         torch.set_num_threads(1)
+    if "knobs" in wanted:
         knobs(report)
+    if "optimizers" in wanted:
+        optimizers(report)
     report.write()
 
 
