@@ -21,7 +21,7 @@ def add(verbs: Any) -> None:
     world.add_argument("--seed", type=int, default=0)
     world.add_argument("--captions-each", type=positive, default=3, help="wordings of each clip's caption (default 3)")
     world.add_argument("--two-objects", type=share, default=0.3, help="share of clips with two objects (default 0.3)")
-    text = "share of the usual way that moving objects go, 0.6 to 1 (default 1: 20 pixels)"
+    text = "share of the usual way that moving objects go, 0.6 to 1, of one object from 0.45 (default 1: 20 pixels)"
     world.add_argument("--pace", type=float, default=1.0, help=text)
     world.add_argument("--brand", action="store_true", help="in the style of a made-up brand, captions with its token")
     world.add_argument("--stills", action="store_true", help="the first frame of each clip alone")

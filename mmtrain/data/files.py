@@ -40,7 +40,7 @@ def write_files(
     if split == "clutter" or total < 1:
         came = f"{images} pictures and {clips} clips of {split}"
         raise UserError("files", came, "at least one, of train or heldout", "correct it")
-    world.readable(pace)
+    world.readable(pace, two_objects)
     refuse_existing(folder)
     drawn = (brand if branded else world).samples
     staging = folder.absolute().with_name(f".{folder.name}.staging-{os.getpid()}")

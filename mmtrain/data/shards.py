@@ -148,7 +148,7 @@ def write_world(
         raise UserError("split", repr(split), "train, heldout or clutter", "write one of the three")
     if count < 1:
         raise UserError("count", str(count), "at least one sample", "give a larger count")
-    world.readable(pace)
+    world.readable(pace, two_objects)
     if branded and split == "clutter":
         raise UserError("brand", "clutter", "scenes: train or heldout", "leave out one of the two")
     if pace != 1 and split == "clutter":

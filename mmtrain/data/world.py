@@ -55,7 +55,7 @@ _TRAVEL = {1: 20.0, 2: 14.0}  # pixels covered by a moving object at pace 1, by 
 _ORBIT = {1: 8.0, 2: 6.0}  # radius in pixels of a circling object's path at pace 1
 _GROWTH = {1: 1.8, 2: 1.5}  # last size over first
 _MARGIN = 1.0
-SLOWEST = 0.6  # pace below which the judge takes circling for standing still
+SLOWEST = {1: 0.45, 2: 0.6}  # pace below which the judge takes circling for standing still, by number of objects
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,16 @@ class Scene:
         return {"background": self.background, "objects": facts, "relation": self.relation}
 
 
-def readable(pace: float) -> None:
-    """Refuses a pace at which objects leave the frame or the judge does not see them move."""
-    if not SLOWEST <= pace <= 1:
-        wanted = f"{SLOWEST} to 1: slower, nobody can tell circling from standing still; faster, frames are too small"
-        raise UserError("pace", f"{pace:g}", wanted, "choose one between")
+def readable(pace: float, two_objects: float) -> None:
+    """Refuses a pace at which objects leave the frame or the judge does not see them move.
+
+    Two objects go a shorter way, so that they may be slowed down less.
+    """
+    slowest = SLOWEST[2 if two_objects else 1]
+    if not slowest <= pace <= 1:
+        wanted = f"{slowest} to 1: slower, nobody can tell circling from standing still; faster, frames are too small"
+        less = f", or --two-objects 0, which allows {SLOWEST[1]}" if SLOWEST[1] <= pace < slowest else ""
+        raise UserError("pace", f"{pace:g}", wanted, f"choose one between{less}")
 
 
 def held_out(colour: str, shape: str, motion: str) -> bool:

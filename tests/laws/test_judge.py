@@ -71,20 +71,24 @@ def test_true_clips_are_read_right(spoil: Spoil) -> None:
     assert min(shares.values()) >= LAW, shares
 
 
-def test_true_clips_at_the_slowest_pace_are_read_right_in_half_as_many_frames() -> None:
-    drawn = scenes(150, pace=world.SLOWEST)
-    results = [fulfilment(read(world.render(s)[::2]), s.truth()) for s in drawn]
+@pytest.mark.parametrize("spoil", [clean, codec_like])
+@pytest.mark.parametrize("most", [1, 2])
+def test_true_clips_at_the_slowest_pace_are_read_right_in_half_as_many_frames(most: int, spoil: Spoil) -> None:
+    pace = world.SLOWEST[most]
+    drawn = scenes(150, two=0.4 * (most == 2), pace=pace)
+    results = [fulfilment(read(spoil(world.render(s)[::2], key)), s.truth()) for key, s in enumerate(drawn)]
     shares = {a: share([r[a] for r in results]) for a in ("shape", "motion", "permanence")}
     assert min(shares.values()) >= LAW, shares
     ways = [s.sprites[0].travel for s in drawn if len(s.sprites) == 1]
-    assert min(ways) >= 10.8
-    assert max(ways) <= 13.2
+    assert min(ways) >= 18 * pace
+    assert max(ways) <= 22 * pace
 
 
-@pytest.mark.parametrize("pace", [0.3, 1.2])
-def test_a_pace_that_the_judge_cannot_read_is_refused(pace: float) -> None:
-    with pytest.raises(UserError, match=f"pace: {pace}"):
-        world.readable(pace)
+@pytest.mark.parametrize(("pace", "two"), [(0.3, 0.0), (1.2, 0.0), (0.5, 0.3)])
+def test_a_pace_that_the_judge_cannot_read_is_refused(pace: float, two: float) -> None:
+    world.readable(0.5, 0.0)
+    with pytest.raises(UserError, match=f"pace: {pace}.*" + "two-objects 0" * bool(two)):
+        world.readable(pace, two)
 
 
 def _recoloured(scene: Scene) -> Scene:
