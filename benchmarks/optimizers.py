@@ -1,18 +1,21 @@
 """An optimizer's step alone, on the weights of LoRA on the tiny Stable Diffusion: AdamW, torch's own Muon where it
 takes them (matrices, and those in 16 bits), and ours.
 
+What makes ours fast is held beside the iteration as it was published, one matrix after the other.
+
 Called by `make bench-step`. Processor time of a step on given gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from benchmarks.report import Report
 from benchmarks.rounds import in_turn, rounds_asked
 from mmtrain import config
 from mmtrain.artifact import attached
-from mmtrain.train.muon import Muon
+from mmtrain.train.muon import Muon, orthogonal
 from mmtrain.train.optim import AdamW
 
 ROUNDS = rounds_asked(10)
@@ -29,6 +32,30 @@ def optimizers(report: Report) -> None:
         made: dict[str, Callable[[], float]] = {name: lambda way=way: _done(way) for name, way in ways.items()}
         title = f"Optimizer alone, LoRA of rank 16 on {title}: {len(weights)} matrices"
         report.arms(title, in_turn(made, count=ROUNDS), unit="step")
+    ranks = [weight.grad.flatten(1) for weight in weights.values() if min(weight.flatten(1).shape) == 16]
+    made = {
+        "one after the other": lambda: _all(_published(m) for m in ranks),
+        "stacked": lambda: _all(orthogonal(ranks)),
+    }
+    title = f"Newton-Schulz alone, {len(ranks)} matrices of rank 16"
+    report.arms(title, in_turn(made, count=ROUNDS), unit="all")
+
+
+def _published(matrix: Tensor) -> Tensor:
+    """Jordan's iteration, as it was published; in 32 bits."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    found = matrix.mT if tall else matrix
+    found = found / found.norm().clamp_min(1e-7)
+    for _ in range(5):
+        square = found @ found.mT
+        found = 3.4445 * found + (-4.775 * square + 2.0315 * square @ square) @ found
+    return found.mT if tall else found
+
+
+def _all(found: Iterable[Tensor]) -> float:
+    for _ in found:
+        pass
+    return 1
 
 
 def _weights(preset: str) -> dict[str, torch.nn.Parameter]:

@@ -140,9 +140,8 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
     """About the nearest matrices with orthonormal rows or columns, whichever are fewer, to matrices ``[m n]`` of one
     short side: five Newton-Schulz iterations, which leave singular values between 0.7 and 1.2. Zeros stay zeros.
 
-    Each iteration multiplies X by a polynomial of X·Xᵀ, so that the products of all five are found among the small
-    squares X·Xᵀ, which many matrices stack, before they meet X: a ninth of the time for LoRA's of rank 16, half of it
-    for a network's own (benchmarks/RESULTS.md).
+    Each iteration multiplies X by a polynomial of X·Xᵀ, so that the product of all five is found among the small
+    squares X·Xᵀ, which many matrices stack, before it meets X (times: benchmarks/RESULTS.md).
     """
     tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
     wide = [matrix.mT if is_tall else matrix for matrix, is_tall in zip(matrices, tall, strict=True)]
