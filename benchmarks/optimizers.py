@@ -22,23 +22,27 @@ ROUNDS = rounds_asked(10)
 
 
 def optimizers(report: Report) -> None:
-    """A table for LoRA on linear layers and one for LoRA on convolutions, too."""
-    for title, preset in (("attention", "attention"), ("every layer", "whole")):
+    """A table for LoRA on attention, one for LoRA on every layer, and one for the iteration by itself."""
+    for where, preset in (("attention", "attention"), ("every layer", "whole")):
         weights = _weights(preset)
         ways: dict[str, torch.optim.Optimizer] = {"AdamW": AdamW(lr=1e-4).optimizer(weights)}
         if all(weight.ndim == 2 for weight in weights.values()):
             ways["torch's Muon"] = torch.optim.Muon(list(weights.values()), lr=1e-4, adjust_lr_fn="match_rms_adamw")
         ways["Muon"] = Muon(lr=1e-4).optimizer(weights)
         made: dict[str, Callable[[], float]] = {name: lambda way=way: _done(way) for name, way in ways.items()}
-        title = f"Optimizer alone, LoRA of rank 16 on {title}: {len(weights)} matrices"
+        title = f"Optimizer alone, LoRA of rank 16 on {where}: {len(weights)} matrices"
         report.arms(title, in_turn(made, count=ROUNDS), unit="step")
-    ranks = [weight.grad.flatten(1) for weight in weights.values() if min(weight.flatten(1).shape) == 16]
-    made = {
-        "one after the other": lambda: _all(_published(m) for m in ranks),
-        "stacked": lambda: _all(orthogonal(ranks)),
+    _iterations(report, [weight.detach().flatten(1) for weight in _weights("whole").values()])
+
+
+def _iterations(report: Report, matrices: list[Tensor]) -> None:
+    of_rank = [torch.randn_like(matrix) for matrix in matrices if min(matrix.shape) == 16]
+    ways: dict[str, Callable[[], float]] = {
+        "one after the other": lambda: _all(_published(matrix) for matrix in of_rank),
+        "stacked": lambda: _all(orthogonal(of_rank)),
     }
-    title = f"Newton-Schulz alone, {len(ranks)} matrices of rank 16"
-    report.arms(title, in_turn(made, count=ROUNDS), unit="all")
+    title = f"Newton-Schulz alone, {len(of_rank)} matrices of rank 16"
+    report.arms(title, in_turn(ways, count=ROUNDS), unit="all")
 
 
 def _published(matrix: Tensor) -> Tensor:

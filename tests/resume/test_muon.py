@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmtrain.errors import UserError
+from mmtrain.train import muon
 from mmtrain.train.muon import Muon, orthogonal
 
 STEPS = 30
@@ -53,6 +54,16 @@ def test_matrices_of_one_side_go_together_as_they_do_alone(dtype: torch.dtype):
             alone = 3.4445 * alone + (-4.775 * square + 2.0315 * square @ square) @ alone
         assert found.dtype == dtype
         assert (step - alone).norm() < (1e-4 if dtype == torch.float32 else 5e-3) * alone.norm()
+
+
+def test_matrices_too_many_to_stack_take_the_same_step(monkeypatch: pytest.MonkeyPatch):
+    own = {f"a/{i}": torch.nn.Parameter(torch.randn(3, 4 + i)) for i in range(5)}
+    apart = {name: torch.nn.Parameter(weight.detach().clone()) for name, weight in own.items()}
+    trained(own, (optim := Muon(lr=0.05)), optim.optimizer(own), range(3))
+    monkeypatch.setattr(muon, "_BUNCH", 9)  # numbers: fewer than two of them hold
+    trained(apart, optim, optim.optimizer(apart), range(3))
+    for name, weight in own.items():
+        assert torch.allclose(weight, apart[name], atol=1e-6), name
 
 
 def test_a_step_of_a_convolution_is_as_large_as_that_of_adamw_and_has_the_gradients_signs():
