@@ -8,7 +8,7 @@ nothing in it can run code: it names targets of the menu only, and no text in it
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmtrain import config
+from mmtrain.adapter.bridge import Bridge
 from mmtrain.adapter.full import Full
 from mmtrain.backbone import usual
 from mmtrain.backbone.pipelined import Pipelined
@@ -182,6 +183,11 @@ def read(folder: Path) -> dict[str, Any]:
     if version != VERSION:
         raise UserError(str(file), f"version {version}", f"version {VERSION}", "update mmtrain, or export again")
     return facts
+
+
+def brings_text(facts: Mapping[str, Any]) -> bool:
+    """Whether an adapter of an artifact puts words in the place of a first frame's token."""
+    return any(config.locate(node["_target_"]) is Bridge for node in facts["adapters"].values())
 
 
 def load(folder: Path | str) -> tuple[Any, dict[str, Any], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The two that are compared, and what both start from: an artifact's backbone without its adapters, and with them.
 
-Without a bridge the backbone puts the text tower's own embedding in the place of the image's: the untrained baseline.
+The base of a bridge puts the text tower's own embedding in the place of the image's: the untrained baseline. Adapters
+that bring no text were trained on the image's own, and are sampled with it.
 Sampling itself is `sample/video.py` and `sample/generate.py`.
 """
 
@@ -127,17 +128,18 @@ def arms(folder: Path, settings: Settings, cases: Sequence[Case]) -> Iterator[tu
     else:
         wanted = "a model of pictures or video that reads text"
         raise UserError(str(folder), f"its backbone is a {type(base).__name__}", wanted, "evaluate another artifact")
-    yield "base", _calibrated(_model(base, settings, settings.base_bits or settings.bits))
+    reads = artifact.brings_text(artifact.read(folder))
+    yield "base", _calibrated(_model(base, settings, settings.base_bits or settings.bits, reads))
     del base
     backbone = opened(str(folder), strength=settings.strength)[0]
-    yield "adapted", _model(backbone, settings, settings.bits)
+    yield "adapted", _model(backbone, settings, settings.bits, reads)
 
 
-def _model(backbone: Any, settings: Settings, bits: Bits) -> "Sampled | Told":
+def _model(backbone: Any, settings: Settings, bits: Bits, reads: bool) -> "Sampled | Told":
     if bits < 32:
         hold(backbone, bits)
     if isinstance(backbone, StableVideoDiffusion):
-        return Sampled(backbone, settings)
+        return Sampled(backbone, settings, reads=reads)
     levels = {"--guidance-above": settings.guidance_above, "--token-guidance-above": settings.token_guidance_above}
     for option, level in levels.items():
         if level is not None:
@@ -147,10 +149,14 @@ def _model(backbone: Any, settings: Settings, bits: Bits) -> "Sampled | Told":
 
 
 class Sampled:
-    """A backbone as the sampler drives it; what is longer than its own clips is made in chunks (`sample/chunks.py`)."""
+    """A backbone as the sampler drives it; what is longer than its own clips is made in chunks (`sample/chunks.py`).
 
-    def __init__(self, backbone: Any, settings: Settings) -> None:
-        self.sampler, self.settings = VideoSampler(backbone=placed(backbone)), settings
+    Args:
+        reads: whether words stand in the place of the first frame's token, where there is a first frame.
+    """
+
+    def __init__(self, backbone: Any, settings: Settings, *, reads: bool = True) -> None:
+        self.sampler, self.settings, self.reads = VideoSampler(backbone=placed(backbone)), settings, reads
         side = self.sampler.side
         self.length = int(self.sampler.pipeline.unet.config.num_frames)
         self.size = (settings.height or side, settings.width or side)
@@ -164,6 +170,7 @@ class Sampled:
             make(
                 prompts=[case.prompt for case in cases],
                 images=images,
+                tokens="text" if self.reads or images is None else "image",
                 seeds=[case.seed for case in cases],
                 negative_prompt=self.settings.negative_prompt,
                 guidance_scale=self.settings.guidance_scale,

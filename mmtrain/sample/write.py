@@ -262,7 +262,10 @@ def _videos(
         if tokenizer:
             tokenize(tokenizer, prompts, "cpu")  # the last prompt's fault is said before the first clip
     how: dict[str, Any] = {"first_frames": "none" if drawing is None else "generate"}
-    how["tokens"] = "image" if backbone.text is None and prior is None else "text"
+    reads = backbone.text is not None or prior is not None
+    if backbone.bridge is None and (Path(where) / artifact.FACTS).is_file() and (picture is not None or drawing):
+        reads = prior is not None  # its adapters were trained on the first frame's token
+    how["tokens"] = "text" if reads else "image"
     if picture is not None:
         how["images"] = _fitted(picture, given.get("height", sampler.side), given.get("width", sampler.side))
 

@@ -105,6 +105,9 @@ def test_an_evaluation_makes_long_clips_as_the_sampler_does(tiny_svd: Path, tiny
     assert np.array_equal(made, to_bytes(wanted))
     model.settings = settings(None)
     assert len(model([CASE], images, none)[0]) == 3
+    model.reads, how["seeds"] = False, [CASE.seed]  # adapters that bring no text read the first frame's token
+    assert np.array_equal(model([CASE], images, none), model.sampler.video(**how, tokens="image"))
+    assert np.array_equal(model([CASE], None, none), model.sampler.video(**{**how, "images": None}))
 
 
 def test_the_metric_of_seams_looks_where_chunks_meet():

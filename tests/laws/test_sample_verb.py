@@ -127,6 +127,23 @@ def test_the_three_ways_and_the_vanilla_one(home: Path, adapted: Any, monkeypatc
     assert got["image"]["images"].shape == (1, 64, 64, 3)
 
 
+def test_adapters_that_bring_no_text_read_the_first_frames_token(
+    home: Path, tiny_svd: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bare = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
+    monkeypatch.setattr(artifact, "load", lambda folder: (bare, {}, {"name": "toy", "run_id": "0123456789abcdef"}))
+    tokens: list[str] = []
+
+    def video(self: VideoSampler, **asked: Any) -> np.ndarray:
+        tokens.append(asked["tokens"])
+        return np.zeros((1, 2, 64, 64, 3), np.float32)
+
+    monkeypatch.setattr(VideoSampler, "frames", video)
+    for place, first in enumerate(("--first-frame sd", "--image photo.jpg", "--first-frame none")):
+        assert run(f"adapter --prompt x {first} --out made-{place}", *TINY) == 0
+    assert tokens == ["image", "image", "text"]
+
+
 def test_first_frames_are_drawn_for_what_stands_on_the_shipped_backbones(
     home: Path, adapted: Any, monkeypatch: pytest.MonkeyPatch
 ):
