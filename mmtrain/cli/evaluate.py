@@ -30,10 +30,8 @@ def add(verbs: Any) -> None:
     text = "pictures that metrics compare with, such as a brand's held-out ones"
     evaluate.add_argument("--reference", metavar="SHARDS", help=text)
     evaluate.add_argument("--guidance-scale", type=float, help="how hard to steer; 1 is not at all")
-    text = "noise level below which words do not steer a clip as a whole (default 5)"
+    text = "noise level below which a clip is not steered (default of words: 5)"
     evaluate.add_argument("--guidance-above", type=finite, metavar="SIGMA", help=text)
-    text = "noise level, under that one, below which their tokens do not steer it either (default 0.5)"
-    evaluate.add_argument("--token-guidance-above", type=finite, metavar="SIGMA", help=text)
     evaluate.add_argument("--steps", type=positive, help="inference steps")
     evaluate.add_argument("--negative-prompt", default="", help="what to steer away from")
     evaluate.add_argument("--num-frames", type=positive, help="of a clip (default: the model's)")
@@ -71,8 +69,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         gates = artifact.read(args.artifact).get("gates", [])  # of its recipe; exports of before have none
     if found is not None:
         return _done(_alignment(args, found, gates))
-    guidance = ("guidance_scale", "guidance_above", "token_guidance_above", "negative_prompt")
-    names = (*guidance, "num_frames", "height", "width", "strength")
+    names = ("guidance_scale", "guidance_above", "negative_prompt", "num_frames", "height", "width", "strength")
     chosen: dict[str, Any] = {"num_inference_steps": args.steps} if args.steps is not None else {}
     if args.first_frame_guidance is not None:
         chosen["first_frame_guidance"] = args.first_frame_guidance

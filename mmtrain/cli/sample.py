@@ -24,10 +24,8 @@ def add(verbs: Any) -> None:
     verb.add_argument("--prior", metavar="PRIOR", help=text)
     verb.add_argument("--negative-prompt", help="what to steer away from")
     verb.add_argument("--guidance-scale", type=finite, help="how hard to steer; 1 is not at all")
-    text = "noise level below which words do not steer as a whole (default 5)"
+    text = "noise level below which nothing is steered (default of words: 5)"
     verb.add_argument("--guidance-above", type=finite, metavar="SIGMA", help=text)
-    text = "noise level, under that one, below which their tokens do not steer either (default 0.5)"
-    verb.add_argument("--token-guidance-above", type=finite, metavar="SIGMA", help=text)
     text = "of a clip (default: the model's); more are made in chunks, each begun from the end of the one before"
     verb.add_argument("--num-frames", "--frames", metavar="N", type=positive, help=text)
     verb.add_argument("--overlap", metavar="K", type=positive, help="frames that chunks share (default 1)")
@@ -59,8 +57,7 @@ def _sample(args: argparse.Namespace) -> None:
     from mmtrain.sample.write import sample
 
     sizes = ("num_frames", "height", "width", "overlap", "decode_chunk_size")
-    guidance = ("guidance_scale", "guidance_above", "token_guidance_above", "first_frame_guidance")
-    names = ("negative_prompt", *guidance, *sizes)
+    names = ("negative_prompt", "guidance_scale", "guidance_above", "first_frame_guidance", *sizes)
     settings = {name: vars(args)[name] for name in names} | {"num_inference_steps": args.steps}
     options = ("prompts_file", "image", "first_frame", "text", "prior", "seed", "strength", "out")
     asked = {name: vars(args)[name] for name in options}

@@ -43,8 +43,7 @@ class Settings:
         first_frame: folder or hub id of the Stable Diffusion that draws first frames; of an artifact on one, its base
             draws those of the base, and it those of the adapted.
         first_frame_guidance: its guidance scale.
-        guidance_above, token_guidance_above: of Stable Video Diffusion alone, the noise levels σ below which words are
-            not guided as a whole, and their tokens neither.
+        guidance_above: of Stable Video Diffusion alone, the noise level σ below which nothing is guided.
         strength: of the artifact's adapters; at 0 the adapted is the base, bit for bit.
         bits: in which the networks of both are held (`sample/held.py`).
         base_bits: of the base alone; None: as the adapted. At strength 0 bits alone are compared.
@@ -54,7 +53,6 @@ class Settings:
     first_frame_guidance: float | None = None
     guidance_scale: float | None = None
     guidance_above: float | None = None
-    token_guidance_above: float | None = None
     num_inference_steps: int | None = None
     negative_prompt: str = ""
     num_frames: int | None = None
@@ -140,11 +138,9 @@ def _model(backbone: Any, settings: Settings, bits: Bits, reads: bool) -> "Sampl
         hold(backbone, bits)
     if isinstance(backbone, StableVideoDiffusion):
         return Sampled(backbone, settings, reads=reads)
-    levels = {"--guidance-above": settings.guidance_above, "--token-guidance-above": settings.token_guidance_above}
-    for option, level in levels.items():
-        if level is not None:
-            came = f"{level:g} for a {type(backbone).__name__}"
-            raise UserError(option, came, "a Stable Video Diffusion", "leave it out")
+    if settings.guidance_above is not None:
+        came = f"{settings.guidance_above:g} for a {type(backbone).__name__}"
+        raise UserError("--guidance-above", came, "a Stable Video Diffusion", "leave it out")
     return Told(backbone, settings)
 
 
@@ -175,7 +171,6 @@ class Sampled:
                 negative_prompt=self.settings.negative_prompt,
                 guidance_scale=self.settings.guidance_scale,
                 guidance_above=self.settings.guidance_above,
-                token_guidance_above=self.settings.token_guidance_above,
                 num_inference_steps=self.settings.num_inference_steps,
                 num_frames=frames,
                 height=self.size[0],

@@ -2,9 +2,9 @@
 
 Everything runs in the vanilla pipeline; with a prompt, text tokens stand where the image's embedding stood.
 
-Words are guided by themselves: away from the clip with the same first frame. At much noise, where it is settled where
-things go, away from no words at all; below, where outlines are settled, away from no token, motion left alone; at
-little noise not at all (as Kynkäänniemi et al. 2024 guide an interval of levels), where a step costs half.
+Words are guided by themselves: away from the clip with the same first frame and no words, and only at much noise (as
+Kynkäänniemi et al. 2024 guide an interval of levels), where it is settled where things go. The rest of the way is not
+guided, so that outlines stay and a step costs half.
 """
 
 import math
@@ -40,7 +40,6 @@ from mmtrain.sample.generate import (
 VIDEO_GUIDANCE = 3.0  # of the last frame where an image is the condition; the vanilla ramp begins at 1
 TEXT_GUIDANCE = 3.0  # of words, for every frame
 GUIDED_ABOVE = 5.0  # σ; what was measured of both stands in recipes/LOG.md, "Words guided by themselves"
-TOKENS_GUIDED_ABOVE = 0.5  # σ; "Shapes by guiding the tokens alone" there
 
 
 class _Pipeline(StableVideoDiffusionPipeline):
@@ -125,7 +124,6 @@ class VideoSampler:
         negative_prompt: str | None = "",
         guidance_scale: float | None = None,
         guidance_above: float | None = None,
-        token_guidance_above: float | None = None,
         image_guidance: bool = False,
         num_frames: int | None = None,
         height: int | None = None,
@@ -151,10 +149,7 @@ class VideoSampler:
             guidance_scale: of every frame; 1 is none. None: as the model's folder says (`backbone/usual.py`), else 3
                 for words, and where the image is the condition the vanilla ramp from 1 at the first frame to 3 at the
                 last.
-            guidance_above: the noise level σ below which words are not guided as a whole. None: 5 for words, else 0.
-            token_guidance_above: from there down to this σ the tokens of words are guided alone, away from zeros (or
-                from the negative prompt's), which the network took for no token in its own training; what steers
-                motion stays. Below it nothing is guided. None: 0.5.
+            guidance_above: the noise level σ below which nothing is guided. None: 5 for words, else 0.
             image_guidance: guidance of words steers away from the clip without its first frame too.
             num_frames, height, width: by default what the network was made for.
             fps: the conditioning number, not the rate of a file.
@@ -187,7 +182,6 @@ class VideoSampler:
                 raise UserError("sample", "no first frame", "one, to be the condition", "give an image")
             words = textual and self.prior is None
             above = (GUIDED_ABOVE if words else 0.0) if guidance_above is None else guidance_above
-            tokens_above = TOKENS_GUIDED_ABOVE if token_guidance_above is None else token_guidance_above
             ramp = (TEXT_GUIDANCE, TEXT_GUIDANCE) if words else (1.0, VIDEO_GUIDANCE)
             low, high = ramp if scale is None else (scale, scale)
             read = list(prompts) if prompts and textual else None
@@ -195,15 +189,7 @@ class VideoSampler:
             self.pipeline.image_guidance = image_guidance or not words
             with (
                 steered(self.pipeline.unet, self.backbone.bridge, code),
-                guided_by_level(
-                    self.pipeline.unet,
-                    above,
-                    min(tokens_above, above) if words else above,
-                    self.backbone.bridge,
-                    code,
-                    nothing=not (negative_prompt or "").strip(),
-                    guided=high > 1,
-                ),
+                unguided_below(self.pipeline.unet, above, self.backbone.bridge, code, guided=high > 1),
             ):
                 output = self.pipeline(
                     _given(images, (len(seeds), 3, height, width)),
@@ -264,50 +250,37 @@ class VideoSampler:
 
 
 @contextmanager
-def guided_by_level(
-    unet: Any,
-    above: float,
-    tokens_above: float,
-    bridge: Any,
-    code: Tensor | None,
-    *,
-    nothing: bool,
-    guided: bool,
-) -> Iterator[None]:
-    """A network whose guidance depends on the noise level σ.
-
-    From ``above`` on it is left alone. Below, its unconditional rows are steered as the conditional ones, so that their
-    tokens alone tell them apart. Below ``tokens_above`` it is asked for the conditional rows only, and answers with
-    them for both: guidance, which adds a multiple of their difference, then adds nothing.
+def unguided_below(unet: Any, level: float, bridge: Any, code: Tensor | None, *, guided: bool) -> Iterator[None]:
+    """A network that, below a noise level σ, is asked for the conditional half of its rows alone, and answers with it
+    for both: guidance, which adds a multiple of their difference, then adds nothing.
 
     Args:
         unet: that the pipeline calls with ¼ ln σ, unconditional rows first.
-        above, tokens_above: σ, the second not above the first; 0 and 0 leave the network alone.
+        level: σ; 0 leaves the network alone.
         bridge, code: that steer it, row by row.
-        nothing: whether tokens are told from zeros, in the place of those of the unconditional rows.
         guided: whether the rows are doubled at all.
     """
-    if not guided or above <= 0:
+    if not guided or level <= 0:
         yield
         return
     stock = unet.forward
 
-    def by_level(sample: Tensor, timestep: Any, *, encoder_hidden_states: Tensor, **others: Any) -> Any:
-        level = math.exp(4 * float(timestep))
-        if level >= above:
+    def halved(sample: Tensor, timestep: Any, *, encoder_hidden_states: Tensor, **others: Any) -> Any:
+        if math.exp(4 * float(timestep)) >= level:
             return stock(sample, timestep, encoder_hidden_states=encoder_hidden_states, **others)
-        away, towards = encoder_hidden_states.chunk(2)
-        kept = None if code is None else code.chunk(2)[1]
-        if level >= tokens_above:
-            tokens = torch.cat([torch.zeros_like(away) if nothing else away, towards])
-            with steered(unet, bridge, None if kept is None else torch.cat([kept, kept])):
-                return stock(sample, timestep, encoder_hidden_states=tokens, **others)
-        facts = others.pop("added_time_ids").chunk(2)[1]
-        with steered(unet, bridge, kept):
-            found = stock(sample.chunk(2)[1], timestep, encoder_hidden_states=towards, added_time_ids=facts, **others)
+        half = len(sample) // 2
+        facts = others.pop("added_time_ids")[half:]
+        with steered(unet, bridge, None if code is None else code[half:]):
+            found = stock(
+                sample[half:],
+                timestep,
+                encoder_hidden_states=encoder_hidden_states[half:],
+                added_time_ids=facts,
+                **others,
+            )
         return (torch.cat([found[0], found[0]]),)
 
-    unet.forward = by_level
+    unet.forward = halved
     try:
         yield
     finally:

@@ -185,8 +185,7 @@ def _of_text(
     alien = {"--image": picture is not None, "--first-frame": first_frame not in (None, "none")}
     alien["--first-frame-guidance"] = scale is not None
     alien = {} if starts else alien
-    strange = ["overlap", "decode_chunk_size", "guidance_above", "token_guidance_above"]
-    strange += ["num_frames"] if still else []
+    strange = ["overlap", "decode_chunk_size", "guidance_above", *(["num_frames"] if still else [])]
     alien |= {f"--{name.replace('_', '-')}": name in given for name in strange}
     wanted = "a model of video" if still else "a model that starts from a picture"
     kind = "pictures" if still else "one clip at a time" if starts else "text alone"
