@@ -82,6 +82,9 @@ class Preview(pl.Callback):
             self.first = images(backbone=self.drawing, prompts=self.prompts, seeds=how["seeds"], **self._size(backbone))
         if not isinstance(backbone, StableVideoDiffusion):
             return clips(backbone=backbone, prompts=self.prompts, images=self.first, **how)
+        # Adapters that bring no text are trained on the first frame's token.
+        reads = backbone.bridge is not None or self.first is None
+        how["tokens"] = "text" if reads else "image"
         return VideoSampler(backbone=backbone).video(prompts=self.prompts, images=self.first, **how)
 
     @staticmethod

@@ -4,6 +4,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ import pytest
 from PIL import Image
 
 from mmtrain import artifact, cli
+from mmtrain.adapter.bridge import Bridge
 from mmtrain.backbone.sd import StableDiffusion
+from mmtrain.backbone.svd import StableVideoDiffusion
 from mmtrain.backbone.wan import Wan
 from mmtrain.data.decode import Look, decode
 from mmtrain.data.shards import write_world
 from mmtrain.run import Run
 from mmtrain.sample.generate import clips, images
 from mmtrain.sample.mp4 import write_mp4
+from mmtrain.sample.video import VideoSampler
+from mmtrain.train.preview import Preview
 
 PROMPT, SIDE = "a red circle moving left", 16
 
@@ -88,3 +93,28 @@ def test_an_evaluation_starts_both_from_the_frames_that_were_drawn_or_given(
             made.append(frames(tmp_path / "out" / entry[arm]["clip"]))
             assert np.array_equal(made[-1], frames(wanted)), (entry["way"], arm)
     assert len({clip.tobytes() for clip in made}) == 4, "frames and adapters each change a clip"
+
+
+@pytest.mark.parametrize("bridged", [False, True])
+def test_a_preview_reads_what_the_adapters_were_trained_on(
+    tiny_svd: Path, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bridged: bool
+):
+    backbone = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
+    if bridged:
+        Bridge(tokens=1, width=16, heads=2, code=8).attach(backbone)
+    read: list[str] = []
+
+    def video(self: VideoSampler, **asked: Any) -> np.ndarray:
+        read.append(asked["tokens"])
+        return np.zeros((1, 2, SIDE, SIDE, 3), np.uint8)
+
+    monkeypatch.setattr(VideoSampler, "video", video)
+    no_loggers: Any = []
+    preview = Preview(prompts=[PROMPT], every=1, loggers=no_loggers)
+    module: Any = SimpleNamespace(backbone=backbone)
+    preview._sample(module)
+    preview.first = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    preview._sample(module)
+    assert read == ["text", "text" if bridged else "image"]
+    facts = {"adapters": {"a": {"_target_": f"mmtrain.adapter.{'bridge.Bridge' if bridged else 'lora.LoRA'}"}}}
+    assert artifact.brings_text(facts) == bridged
