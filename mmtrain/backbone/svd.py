@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
     EulerDiscreteScheduler,
     StableVideoDiffusionPipeline,
+    UNet2DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
@@ -27,8 +29,9 @@ from transformers import (
 )
 
 from mmtrain.backbone.codec import encode_clip, factor
+from mmtrain.backbone.inflate import inflate
 from mmtrain.backbone.pipelined import Pipelined
-from mmtrain.backbone.schedule import Continuous, wide
+from mmtrain.backbone.schedule import Continuous, Discrete, wide
 from mmtrain.backbone.text import TextTower
 from mmtrain.backbone.weights import companion, digest, freeze, load
 from mmtrain.errors import UserError
@@ -318,6 +321,7 @@ def fresh(
     codec: str,
     clip: str,
     num_frames: int,
+    sd: str | None = None,
     sigma_mean: float = 0.7,
     sigma_std: float = 1.6,
 ) -> StableVideoDiffusion:
@@ -329,7 +333,11 @@ def fresh(
         codec: folder of an `AutoencoderKLTemporalDecoder`.
         clip: folder of a CLIP model.
         num_frames: of a clip.
+        sd: pipeline folder of a Stable Diffusion that it starts from (`inflate`), as the published one did; None: noise.
         sigma_mean, sigma_std: as for `StableVideoDiffusion`.
+
+    Raises:
+        UserError: a Stable Diffusion of other widths, or that does not predict v.
     """
     vae = load(AutoencoderKLTemporalDecoder, codec)
     unused = tuple(part for part in CLIP_PARTS if not part.startswith("vis"))
@@ -342,6 +350,9 @@ def fresh(
         projection_class_embeddings_input_dim=3 * unet["addition_time_embed_dim"],
         num_frames=num_frames,
     )
+    if sd is not None:
+        schedule = Discrete(companion(DDIMScheduler, sd, "scheduler").config)
+        inflate(network, load(UNet2DConditionModel, sd, "unet"), schedule)
     model = StableVideoDiffusion.__new__(StableVideoDiffusion)
     nn.Module.__init__(model)
     model._hold(
