@@ -29,10 +29,10 @@ _RIDGE = 1e-2
 def inflate(network: UNetSpatioTemporalConditionModel, image: UNet2DConditionModel, schedule: Discrete) -> None:
     """Give a fresh video network an image network's weights; each frame is then what that one makes of it alone.
 
-    What layers in space are called alike in both takes its weights from the image network; what that one has beside them
-    (attention at a level where the video network has none, pooled captions) is left out. Layers in time begin as no
-    change, the first frame's latents and the micro-conditioning unread. The noise level, which one network knows by its
-    step and the other by ¼ ln σ, is fitted by least squares.
+    Layers in space, called alike in both, take the image network's weights; what that one has beside them (attention at
+    a level where the video network has none, pooled captions) is left out. Layers in time begin as no change, the first
+    frame's latents and the micro-conditioning unread. The noise level, which one network knows by its step and the
+    other by ¼ ln σ, is fitted by least squares.
 
     Args:
         network: on the meta device it is checked alone.
@@ -40,8 +40,7 @@ def inflate(network: UNetSpatioTemporalConditionModel, image: UNet2DConditionMod
         schedule: the noise schedule of ``image``.
 
     Raises:
-        UserError: a layer of the video network that the image network has not, or that does not predict v, which is what
-            the video network's output is.
+        UserError: an image network that lacks a layer of the video network, or does not predict v as that one does.
     """
     if schedule.kind != "v_prediction":
         raise UserError("backbone.sd", f"a model of {schedule.kind}", "v_prediction, as the video's is", "name another")

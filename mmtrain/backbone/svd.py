@@ -333,7 +333,7 @@ def fresh(
         codec: folder of an `AutoencoderKLTemporalDecoder`.
         clip: folder of a CLIP model.
         num_frames: of a clip.
-        sd: pipeline folder of a Stable Diffusion that it starts from (`inflate`), as the published one did; None: noise.
+        sd: pipeline folder of a Stable Diffusion that it starts from (`inflate`), as the published one did.
         sigma_mean, sigma_std: as for `StableVideoDiffusion`.
 
     Raises:
