@@ -25,14 +25,20 @@ _SPREAD = 16  # of the level's first layer: of ¼ ln σ, a number near 0, most s
 _RIDGE = 1e-2
 
 
+def _attention(name: str) -> str | None:
+    """Where the attention is that a weight belongs to: ``up_blocks.2.attentions.0.``."""
+    place, found, rest = name.partition(".attentions.")
+    return f"{place}{found}{rest.partition('.')[0]}." if found else None
+
+
 @torch.no_grad()
 def inflate(network: UNetSpatioTemporalConditionModel, image: UNet2DConditionModel, schedule: Discrete) -> None:
     """Give a fresh video network an image network's weights; each frame is then what that one makes of it alone.
 
     Layers in space, called alike in both, take the image network's weights; what that one has beside them (attention at
-    a level where the video network has none, pooled captions) is left out. Layers in time begin as no change, the first
-    frame's latents and the micro-conditioning unread. The noise level, which one network knows by its step and the
-    other by ¼ ln σ, is fitted by least squares.
+    a level where the video network has none, pooled captions) is left out. Attention where the image network has none
+    and layers in time begin as no change, the first frame's latents and the micro-conditioning unread. The noise level,
+    which one network knows by its step and the other by ¼ ln σ, is fitted by least squares.
 
     Args:
         network: on the meta device it is checked alone.
@@ -50,6 +56,8 @@ def inflate(network: UNetSpatioTemporalConditionModel, image: UNet2DConditionMod
         for name in weights
         if not name.startswith(_OWN) and not any(part in name for part in _TEMPORAL)
     }
+    added = {name for name in shared if (place := _attention(name)) and not any(n.startswith(place) for n in known)}
+    shared = {name: there for name, there in shared.items() if name not in added}
     strange = [name for name, there in shared.items() if there is None or there.numel() != weights[name].numel()]
     if strange:
         came = f"{len(strange)} layers that its network has not, {strange[0]} first"
@@ -60,7 +68,7 @@ def inflate(network: UNetSpatioTemporalConditionModel, image: UNet2DConditionMod
         there = shared.get(name)
         if there is not None:
             weight.copy_(there.view_as(weight))  # projections are 1 × 1 convolutions there and linear here
-        elif any(last in name for last in _LAST):
+        elif any(last in name for last in _LAST) or (name in added and ".proj_out." in name):
             weight.zero_()
     weights["conv_in.weight"].zero_()[:, : known["conv_in.weight"].shape[1]] = known["conv_in.weight"]
     _fit_level(network, image, schedule)

@@ -47,9 +47,18 @@ def outputs(image: StableDiffusion, video: Any) -> tuple[torch.Tensor, torch.Ten
     return torch.cat(shown), drawn.view_as(noisy)
 
 
-def test_each_frame_is_the_image_networks_own(tiny_sd: Path, tiny_video_codec: Path, narrow_clip: Path):
+MORE = {  # attention where the image network has none
+    "down_block_types": ["CrossAttnDownBlockSpatioTemporal"] * 2,
+    "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+}
+
+
+@pytest.mark.parametrize("changed", [{}, MORE])
+def test_each_frame_is_the_image_networks_own(
+    changed: dict[str, Any], tiny_sd: Path, tiny_video_codec: Path, narrow_clip: Path
+):
     image = StableDiffusion(path=str(tiny_sd))
-    video = started(None, tiny_video_codec, narrow_clip)
+    video = started(None, tiny_video_codec, narrow_clip, **changed)
     before, wanted = outputs(image, video)
     inflate(video.unet, image.unet, image.schedule)
     after, _ = outputs(image, video)
