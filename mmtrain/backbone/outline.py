@@ -70,8 +70,16 @@ def config(path: str, subfolder: str | None) -> dict[str, Any]:
 
 
 def model(cls: Any, path: str, subfolder: str | None) -> Any:
-    """A model of the hub's class on the meta device, frozen, in eval mode."""
+    """A model of the hub's class on the meta device, frozen, in eval mode.
+
+    Raises:
+        UserError: diffusers' config of another class, which this one would misread.
+    """
     given = config(path, subfolder)
+    named = given.get("_class_name", cls.__name__)
+    if named != cls.__name__:
+        where = f"backbone {path}{'/' + subfolder if subfolder else ''}"
+        raise UserError(where, f"a {named}", f"a {cls.__name__}", "name another folder")
     with torch.device("meta"):
         if hasattr(cls, "_model_mapping"):  # a transformers class that finds the model's own
             built = cls.from_config(AutoConfig.for_model(**given))

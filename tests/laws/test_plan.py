@@ -239,6 +239,9 @@ FAULTS = {
     "distill_size objective.task=1.0": "a guided teacher alone",
     "fair_sd objective.weight=0.5": "a CLIP",
     "sd_lora backbone=animatediff_fresh dataset.num_frames=40": "1 to 16",
+    "sd_lora backbone.path=${shipped:svd}": "/unet: a UNetSpatioTemporalConditionModel; a UNet2D",
+    "pretrain_svd backbone.sd=${shipped:svd}": "a UNet2DConditionModel",
+    "pretrain_svd backbone.sd=${shipped:sd} backbone.unet.block_out_channels=[64,96,96]": "its network has not",
 }
 
 
