@@ -1,9 +1,12 @@
 """A network of clips that starts from a network of pictures, as Stable Video Diffusion did from Stable Diffusion 2.1
 (Blattmann et al. 2023, section 4.1)."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -29,6 +32,11 @@ def _attention(name: str) -> str | None:
     """Where the attention is that a weight belongs to: ``up_blocks.2.attentions.0.``."""
     place, found, rest = name.partition(".attentions.")
     return f"{place}{found}{rest.partition('.')[0]}." if found else None
+
+
+def _heads(network: Any) -> dict[str, int]:
+    """Of each attention, which no weight's shape tells."""
+    return {name: part.heads for name, part in network.named_modules() if isinstance(part, Attention)}
 
 
 @torch.no_grad()
@@ -59,9 +67,11 @@ def inflate(network: UNetSpatioTemporalConditionModel, image: UNet2DConditionMod
     added = {name for name in shared if (place := _attention(name)) and not any(n.startswith(place) for n in known)}
     shared = {name: there for name, there in shared.items() if name not in added}
     strange = [name for name, there in shared.items() if there is None or there.numel() != weights[name].numel()]
+    theirs = _heads(image)
+    strange += [f"{n} of {h} heads" for n, h in _heads(network).items() if theirs.get(n, h) != h]
     if strange:
         came = f"{len(strange)} layers that its network has not, {strange[0]} first"
-        raise UserError("backbone.sd", came, "the video network's levels and widths", "correct backbone.unet")
+        raise UserError("backbone.sd", came, "the video network's levels, widths and heads", "correct backbone.unet")
     if image.device.type == "meta":
         return
     for name, weight in weights.items():

@@ -88,6 +88,8 @@ def test_a_fresh_model_starts_from_a_folder(tiny_sd: Path, tiny_video_codec: Pat
 def test_a_start_that_does_not_fit_is_refused(tiny_sd: Path, tiny_video_codec: Path, narrow_clip: Path):
     with pytest.raises(UserError, match="layers that its network has not"):
         started(tiny_sd, tiny_video_codec, narrow_clip, block_out_channels=[32, 64])
+    with pytest.raises(UserError, match="of 4 heads first"):
+        started(tiny_sd, tiny_video_codec, narrow_clip, num_attention_heads=[4, 4])
 
 
 def test_a_start_of_another_prediction_is_refused(
