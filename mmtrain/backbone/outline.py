@@ -76,10 +76,7 @@ def model(cls: Any, path: str, subfolder: str | None) -> Any:
         UserError: diffusers' config of another class, which this one would misread.
     """
     given = config(path, subfolder)
-    named = given.get("_class_name", cls.__name__)
-    if named != cls.__name__:
-        where = f"backbone {path}{'/' + subfolder if subfolder else ''}"
-        raise UserError(where, f"a {named}", f"a {cls.__name__}", "name another folder")
+    check_class(cls, given, path, subfolder)
     with torch.device("meta"):
         if hasattr(cls, "_model_mapping"):  # a transformers class that finds the model's own
             built = cls.from_config(AutoConfig.for_model(**given))
@@ -88,6 +85,14 @@ def model(cls: Any, path: str, subfolder: str | None) -> Any:
         else:
             built = cls(_of(cls, given))
     return built.requires_grad_(False).eval().to("meta")
+
+
+def check_class(cls: Any, given: dict[str, Any], path: str, subfolder: str | None) -> None:
+    """Refuse diffusers' config of another class: its keys would be misread, and the fault named far from its cause."""
+    named = given.get("_class_name", cls.__name__)
+    if named != cls.__name__:
+        where = f"backbone {path}{'/' + subfolder if subfolder else ''}"
+        raise UserError(where, f"a {named}", f"a {cls.__name__}", "name another folder")
 
 
 def _of(cls: Any, given: dict[str, Any]) -> Any:

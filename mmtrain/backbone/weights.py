@@ -38,13 +38,16 @@ def load(
         unused: prefixes of keys that the file may hold and this class does not use.
 
     Raises:
-        UserError: the folder or file is missing, its checksum differs, or keys are missing or left over.
+        UserError: the folder or file is missing, holds another class, its checksum differs, or keys are missing or left
+            over.
     """
     if not Path(path).is_dir() and not is_hub_id(path):
         wanted, fix = "a folder, or a hub id as in org/name", "check the path, or run `make backbones`"
         raise UserError(f"backbone {path}", "no such folder", wanted, fix)
     if outline.on.get():
         return outline.model(cls, path, subfolder)
+    if (Path(path) / (subfolder or "") / "config.json").is_file():
+        outline.check_class(cls, outline.config(path, subfolder), path, subfolder)
     verify(path, subfolder)
     where = {} if subfolder is None else {"subfolder": subfolder}
     try:

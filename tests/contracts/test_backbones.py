@@ -112,6 +112,13 @@ def test_step_zero_trains_and_folds(opened: Callable[[str], Any], name: str, kin
         assert not [n for n, _ in merged(model.network).named_parameters() if "lora" in n or "base_layer" in n]
 
 
+def test_a_folder_of_another_class_is_refused_by_name(tiny_svd: Path):
+    """Left to the library, one key of its config is called faulty, far from what is wrong."""
+    with pytest.raises(UserError, match="/unet: a UNetSpatioTemporalConditionModel; a UNet2DConditionModel") as refused:
+        StableDiffusion(path=str(tiny_svd))
+    assert refused.value.fix == "name another folder"
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_preset_of_a_family_names_layers(opened: Callable[[str], Any], name: str):
     model = opened(name)

@@ -227,7 +227,9 @@ def test_parts_of_a_config_that_come_from_data_are_checked_too():
 
 def test_native_precision_is_what_the_machine_multiplies_fastest(monkeypatch: pytest.MonkeyPatch):
     """The recorded config holds the outcome, so that a run again elsewhere computes the same."""
-    for tiles, wanted in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda tiles=tiles: tiles)
+    machines = ((True, True, "bf16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true"))
+    for tiles, products, wanted in machines:
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda has=tiles: has)
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda has=products: has)
         cfg = config.compose("pretrain_clip", ["trainer.precision=${native_precision:cpu}"])
         assert resolved(config.checked(cfg))["trainer"]["precision"] == wanted
