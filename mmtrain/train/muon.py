@@ -62,7 +62,7 @@ class Muon(AdamW):
             UserError: ``scales`` or ``adamw`` name an adapter that has no weights, or weights lie in pieces.
         """
         if any(isinstance(weight.data, DTensor) for weight in weights.values()):
-            raise UserError("optim", "Muon on weights in pieces", "whole weights", "set trainer.strategy=ddp")
+            self.check_pieces()
         own = {name.split("/")[0] for name in weights}
         for name in set(self.adamw) - own:
             raise UserError("optim.adamw", f"{name!r}", f"adapters: {', '.join(sorted(own))}", "correct the name")
@@ -71,6 +71,9 @@ class Muon(AdamW):
             group["matrices"] = group.pop("kind")
         how: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": self.betas, "fused": True}
         return _Muon(groups, momentum=self.momentum, **how)
+
+    def check_pieces(self) -> None:
+        raise UserError("optim", "Muon on weights in pieces", "whole weights", "set trainer.strategy=ddp")
 
     def _is_matrix(self, name: str, weight: nn.Parameter) -> bool:
         return weight.ndim > 1 and name.split("/")[0] not in self.adamw

@@ -56,6 +56,9 @@ class Rate(ABC):
     def optimizer(self, weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of weights by ``<adapter>/<name>``; each of its groups has the ``scale`` of its rate."""
 
+    def check_pieces(self) -> None:
+        """Raises UserError where this optimizer cannot train weights that lie in pieces on several devices."""
+
     @abstractmethod
     def held(self, optimizer: Any, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """What a checkpoint holds of an optimizer."""

@@ -124,13 +124,16 @@ def plan(cfg: DictConfig) -> Plan:
     """The plan of a checked config.
 
     Raises:
-        UserError: a resolution, a number of frames or a target that the model cannot take, or values of the objective
-            that contradict each other, before anything is loaded.
+        UserError: a resolution, a number of frames or a target that the model cannot take, values of the objective
+            that contradict each other, or an optimizer of whole weights where they lie in pieces; before anything is
+            loaded.
     """
     backbone, weights = outline(cfg)
     schedule: Fit = config.build(cfg.trainer)
     lighten(backbone, schedule)
     hold(backbone, schedule)
+    if schedule.strategy == "fsdp" and schedule.devices * schedule.num_nodes > 1:
+        config.build(cfg.optim).check_pieces()
     source = _source(cfg)
     settings = _settings(cfg, backbone, source)
     trainable = sum(w.numel() for w in weights.values())

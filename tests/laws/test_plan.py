@@ -236,6 +236,7 @@ FAULTS = {
     "sd_lora adapters.style.targets=[*.nowhere]": "matches no layer",
     "sd_lora adapters.style.targets=temporal": "one of attention",
     "sd_lora optim.lr=0": "positive learning rate",
+    "sd_lora trainer=fsdp optim=muon trainer.batch_size=2": "Muon on weights in pieces",
     "distill_size objective.task=1.0": "a guided teacher alone",
     "fair_sd objective.weight=0.5": "a CLIP",
     "sd_lora backbone=animatediff_fresh dataset.num_frames=40": "1 to 16",
