@@ -78,6 +78,16 @@ def test_predictions_are_those_of_32_bits_but_for_little_and_pipelines_use_them(
     assert stored(held) < all_bytes * (share + 0.05)  # of the very network that samples
 
 
+def test_guidance_of_words_leaves_a_network_of_16_bits_as_it_was(tiny_svd: Path, tiny_clip: Path):
+    """Below a level the network is asked otherwise; what was put in its place then has to be what stood there."""
+    video = StableVideoDiffusion(path=str(tiny_svd), text_path=str(tiny_clip))
+    hold(video, 16)
+    sampler = VideoSampler(backbone=video)
+    clip = {"prompts": ["a red circle"], "seeds": [1], "num_inference_steps": 2}
+    first = sampler.video(**clip)
+    assert np.array_equal(sampler.video(**clip), first)
+
+
 def test_a_channel_of_zeros_stays_zero(tiny_sd: Path):
     model = StableDiffusion(path=str(tiny_sd))
     model.unet.conv_in.weight.data[3] = 0
