@@ -27,13 +27,9 @@ backbone "$out/clip" pretrain_clip clip
 backbone "$runs/codec" pretrain_codec codec
 backbone "$runs/codec_temporal" pretrain_codec_temporal codec_temporal "backbone.path=$runs/codec"
 backbone "$runs/sd" pretrain_sd sd "backbone.codec=$runs/codec" "backbone.clip=$out/clip"
-backbone "$runs/svd" pretrain_svd svd "backbone.codec=$runs/codec_temporal" "backbone.clip=$out/clip"
-# Both go on from there with larger batches. With trainer.precision=bf16-mixed a CPU that multiplies 16-bit tiles (AMX)
-# does it in half the time; any other is far slower so.
+# Goes on from there with larger batches. With trainer.precision=bf16-mixed a CPU that multiplies in 16 bits (AMX, or
+# AVX-512's bfloat16 products) does it in half the time; any other is far slower so.
 backbone "$out/sd" pretrain_sd sd_further backbone=sd "backbone.path=$runs/sd" trainer.batch_size=64 trainer.steps=7000
-backbone "$runs/svd_further" pretrain_svd svd_further backbone=svd "backbone.path=$runs/svd" trainer.batch_size=16 trainer.steps=6000 \
-    optim.lr=1e-3 objective.drop_image=0.1 backbone.sigma_mean=1.2 backbone.sigma_std=1.3
-# Outlines that go a shorter way are carried to its end.
-backbone "$out/svd" pretrain_svd svd_slow backbone=svd "backbone.path=$runs/svd_further" dataset.shards=data/shards/slow cache=data/cache/slow \
-    trainer.batch_size=16 trainer.steps=2000 optim.lr=1e-3 objective.drop_image=0.1 backbone.sigma_mean=1.2 backbone.sigma_std=1.3
+backbone "$out/svd" pretrain_svd svd "backbone.codec=$runs/codec_temporal" "backbone.clip=$out/clip" "backbone.sd=$out/sd" \
+    dataset.shards=data/shards/slow cache=data/cache/slow
 echo "backbones: $out"
