@@ -31,6 +31,7 @@ class Muon(AdamW):
         adamw: adapters that AdamW trains whole.
     """
 
+    whole_weights = True
     bytes_each = 8  # at most: of a matrix one moment, of the rest two, in 32 bits
 
     def __init__(
@@ -71,9 +72,6 @@ class Muon(AdamW):
             group["matrices"] = group.pop("kind")
         how: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": self.betas, "fused": True}
         return _Muon(groups, momentum=self.momentum, **how)
-
-    def check_pieces(self) -> None:
-        raise UserError("optim", "Muon on weights in pieces", "whole weights", "set trainer.strategy=ddp")
 
     def _is_matrix(self, name: str, weight: nn.Parameter) -> bool:
         return weight.ndim > 1 and name.split("/")[0] not in self.adamw

@@ -24,9 +24,11 @@ class Rate(ABC):
 
     Attributes:
         bytes_each: that the optimizer keeps of each weight.
+        whole_weights: whether a weight must lie on one device.
     """
 
     bytes_each: int
+    whole_weights = False
 
     def __init__(
         self,
@@ -57,7 +59,10 @@ class Rate(ABC):
         """The optimizer of weights by ``<adapter>/<name>``; each of its groups has the ``scale`` of its rate."""
 
     def check_pieces(self) -> None:
-        """Raises UserError where this optimizer cannot train weights that lie in pieces on several devices."""
+        """Raises UserError where weights lie in pieces on several devices, and this optimizer needs them whole."""
+        if self.whole_weights:
+            came = f"{type(self).__name__} on weights in pieces"
+            raise UserError("optim", came, "whole weights", "set trainer.strategy=ddp")
 
     @abstractmethod
     def held(self, optimizer: Any, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
