@@ -33,7 +33,7 @@ from mmtrain.run.checkpoints import best, fault, newest
 
 VERSION = 1
 WEIGHTS, FACTS = "adapter.safetensors", "artifact.json"
-PATHS = frozenset({"path", "text_path", "codec", "clip", "motion_path", "base_path", "teacher"})
+PATHS = frozenset({"path", "text_path", "codec", "clip", "motion_path", "base_path", "sd", "teacher"})
 """Keys of a backbone's config that name folders."""
 
 
