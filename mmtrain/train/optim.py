@@ -62,7 +62,7 @@ class Rate(ABC):
         """Raises UserError where weights lie in pieces on several devices, and this optimizer needs them whole."""
         if self.whole_weights:
             came = f"{type(self).__name__} on weights in pieces"
-            raise UserError("optim", came, "whole weights", "set trainer.strategy=ddp")
+            raise UserError("optim", came, "whole weights", "set trainer.strategy=ddp, or optim=adamw")
 
     @abstractmethod
     def held(self, optimizer: Any, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
