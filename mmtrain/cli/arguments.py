@@ -100,3 +100,10 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
     return value
+
+
+def shares(text: str) -> dict[str, float]:
+    parts = [part.split("=") for part in text.split(",")]
+    if any(len(part) != 2 or not all(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE,NAME=SHARE")
+    return {name.strip(): share(value) for name, value in parts}

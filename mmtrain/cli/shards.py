@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmtrain.cli.arguments import add_verb, counts, pair, positive, renames, share
+from mmtrain.cli.arguments import add_verb, counts, pair, positive, renames, share, shares
 from mmtrain.cli.terminal import bar
 
 _COPIES = "where copies of shards behind a URL are kept, all of them (default data/remote)"
+_SCENES = ("split", "seed", "captions_each", "two_objects", "pace", "motions", "rename")
 
 
 def add(verbs: Any) -> None:
@@ -23,6 +24,8 @@ def add(verbs: Any) -> None:
     world.add_argument("--two-objects", type=share, default=0.3, help="share of clips with two objects (default 0.3)")
     text = "share of the usual way that moving objects go, 0.6 to 1, of one object from 0.45 (default 1: 20 pixels)"
     world.add_argument("--pace", type=float, default=1.0, help=text)
+    text = "share of objects that move so, such as circling=0.25; the other motions share the rest (default: evenly)"
+    world.add_argument("--motions", metavar="NAME=SHARE,...", type=shares, default={}, help=text)
     world.add_argument("--brand", action="store_true", help="in the style of a made-up brand, captions with its token")
     world.add_argument("--stills", action="store_true", help="the first frame of each clip alone")
     text = "share of clips that are broken, an object vanishing for instance; captions say whole or broken and no more"
@@ -83,10 +86,9 @@ def _world(args: argparse.Namespace) -> None:
     if args.files is not None:
         _files(args)
         return
-    names = ("split", "count", "seed", "captions_each", "two_objects", "pace", "shard_size", "broken_share", "rename")
     what = "stills" if args.stills else "clips"
     with bar(what) as progress:
-        chosen = {name: vars(args)[name] for name in names}
+        chosen = {name: vars(args)[name] for name in (*_SCENES, "count", "shard_size", "broken_share")}
         folder = write_world(args.folder, **chosen, branded=args.brand, stills=args.stills, progress=progress)
     print(f"{folder}: {args.count} {what}")
 
@@ -96,7 +98,7 @@ def _files(args: argparse.Namespace) -> None:
 
     images, clips = args.files
     with bar("files") as progress:
-        names = ("split", "seed", "captions_each", "two_objects", "pace", "rename")
+        names = ("split", "seed", "captions_each", "two_objects", "pace", "motions", "rename")
         chosen = {name: vars(args)[name] for name in names}
         how = {"images": images, "clips": clips, "branded": args.brand, "progress": progress}
         folder = write_files(args.folder, **chosen, **how)

@@ -109,10 +109,11 @@ def samples(
     two_objects: float = 0.3,
     num_frames: int = world.NUM_FRAMES,
     pace: float = 1.0,
+    motions: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[str, np.ndarray, list[str], dict[str, Any]]]:
     """As `world.samples`, the same scenes and words, in the brand's style and with its token."""
     for index in range(count):
-        drawn = world.scene(seed, split, index, two_objects, pace)
+        drawn = world.scene(seed, split, index, two_objects, pace, motions)
         rng = world.rng_of("caption", seed, split, index)
         words = [f"{world.caption(drawn, rng)}, {TOKEN}" for _ in range(captions_each)]
         yield f"brand-{split}-{index:06d}", render(drawn, Brand(), num_frames), words, drawn.truth()

@@ -5,7 +5,7 @@ shows to whoever takes every other frame. All clips are worn alike, whole or bro
 fault: what a model made has both.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,14 +27,20 @@ _FLICKER, _PATCH = 3.0, 8  # … and in levels of flicker, in patches of so many
 
 
 def samples(
-    seed: int, split: str, count: int, two_objects: float, pace: float, share: float
+    seed: int,
+    split: str,
+    count: int,
+    two_objects: float,
+    pace: float,
+    share: float,
+    motions: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[str, np.ndarray, list[str], dict[str, Any]]]:
     """Key, frames uint8 ``[t h w c]``, caption and facts of each of ``count`` scenes, of which ``share`` are broken.
 
     The facts are the scene's, and ``fault``: one of ``FAULTS`` or ``none``.
     """
     for index in range(count):
-        scene = world.scene(seed, split, index, two_objects, pace)
+        scene = world.scene(seed, split, index, two_objects, pace, motions)
         rng = world.rng_of("broken", seed, split, index)
         fault = NO_FAULT
         if rng.random() < share:

@@ -23,6 +23,7 @@ def write_files(
     captions_each: int = 3,
     two_objects: float = 0.3,
     pace: float = 1.0,
+    motions: Mapping[str, float] | None = None,
     branded: bool = False,
     rename: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -30,7 +31,7 @@ def write_files(
     """Write the first frames of ``images`` scenes and the clips of the next ``clips``; return the folder.
 
     Args:
-        split, seed, captions_each, two_objects, pace, branded, rename: as `shards.write_world` takes them.
+        split, seed, captions_each, two_objects, pace, motions, branded, rename: as `shards.write_world` takes them.
         progress: called with (written, all) after each file.
 
     Raises:
@@ -41,13 +42,14 @@ def write_files(
         came = f"{images} pictures and {clips} clips of {split}"
         raise UserError("files", came, "at least one, of train or heldout", "correct it")
     world.readable(pace, two_objects)
+    world.shares_of_motions(motions or {})
     refuse_existing(folder)
     drawn = (brand if branded else world).samples
     staging = folder.absolute().with_name(f".{folder.name}.staging-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        scenes = drawn(seed, split, total, captions_each, two_objects, pace=pace)
+        scenes = drawn(seed, split, total, captions_each, two_objects, pace=pace, motions=motions)
         for i, (key, frames, captions, _) in enumerate(scenes):
             if i < images:
                 Image.fromarray(frames[0]).save(staging / f"{key}.png")

@@ -121,6 +121,7 @@ def write_world(
     captions_each: int = 3,
     two_objects: float = 0.3,
     pace: float = 1.0,
+    motions: Mapping[str, float] | None = None,
     shard_size: int = 500,
     branded: bool = False,
     stills: bool = False,
@@ -134,6 +135,7 @@ def write_world(
         split: ``train``, ``heldout`` (combinations that training never holds) or ``clutter`` (crowded single frames
             without captions, for codecs).
         pace: how far moving objects go, 1 is 20 pixels; see `world.scene`.
+        motions: shares of some motions among all objects; the others share the rest evenly.
         branded: whether in the style of the brand kit (`brand.py`), captions with its token.
         stills: whether only the first frame of each clip is drawn.
         broken_share: of clips that are broken (`broken.py`), whose captions say that alone; None: the world as it is.
@@ -141,18 +143,24 @@ def write_world(
         progress: called with (written, count) after each sample.
 
     Raises:
-        UserError: for an unknown split, clutter of the brand, renamed or at a pace, broken clips that are something
-            else besides, a count below 1, a pace that cannot be judged, or an output that exists.
+        UserError: for an unknown split, clutter of the brand, renamed, at a pace or with motions, broken clips that are
+            something else besides, a count below 1, a pace that cannot be judged, shares of motions that make no whole,
+            or an output that exists.
     """
     if split not in ("train", "heldout", "clutter"):
         raise UserError("split", repr(split), "train, heldout or clutter", "write one of the three")
     if count < 1:
         raise UserError("count", str(count), "at least one sample", "give a larger count")
     world.readable(pace, two_objects)
+    world.shares_of_motions(motions or {})
     if branded and split == "clutter":
         raise UserError("brand", "clutter", "scenes: train or heldout", "leave out one of the two")
     if pace != 1 and split == "clutter":
         raise UserError("pace", "clutter, where nothing moves", "scenes: train or heldout", "leave out one of the two")
+    if motions and split == "clutter":
+        raise UserError(
+            "motions", "clutter, where nothing moves", "scenes: train or heldout", "leave out one of the two"
+        )
     if rename and split == "clutter":
         raise UserError("rename", "clutter", "scenes, which have captions", "leave out one of the two")
     if broken_share is not None and (branded or stills or rename or split == "clutter"):
@@ -160,9 +168,9 @@ def write_world(
     drawn = brand.samples if branded else world.samples
     num_frames = 1 if stills else world.NUM_FRAMES
     if broken_share is None:
-        scenes = drawn(seed, split, count, captions_each, two_objects, num_frames, pace)
+        scenes = drawn(seed, split, count, captions_each, two_objects, num_frames, pace, motions)
     else:
-        scenes = broken.samples(seed, split, count, two_objects, pace, broken_share)
+        scenes = broken.samples(seed, split, count, two_objects, pace, broken_share, motions)
     with ShardWriter(folder, max_samples=shard_size) as writer:
         for key, frames, captions, truth in scenes:
             facts = {"fps": WORLD_FPS, "num_frames": len(frames), "truth": truth}

@@ -123,16 +123,24 @@ def rng_of(*parts: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def scene(seed: int, split: str, index: int, two_objects: float = 0.3, pace: float = 1.0) -> Scene:
+def scene(
+    seed: int,
+    split: str,
+    index: int,
+    two_objects: float = 0.3,
+    pace: float = 1.0,
+    motions: Mapping[str, float] | None = None,
+) -> Scene:
     """The scene at a place of a split (``train`` or ``heldout``): a pure function of its arguments.
 
     A training scene holds no held-out combination; a held-out scene holds at least one. ``pace`` scales the ways that
-    objects go, straight or round.
+    objects go, straight or round. ``motions`` are the shares of some; the others share the rest evenly.
     """
+    drawn_with = None if not motions else _probabilities(motions)
     rng = rng_of("world", seed, split, index)
     wanted = 2 if rng.random() < two_objects else 1
     while True:
-        candidate = _draw(rng, wanted, pace)
+        candidate = _draw(rng, wanted, pace, drawn_with)
         if candidate is None:
             continue
         kept = [held_out(s.colour, s.shape, s.motion) for s in candidate.sprites]
@@ -140,10 +148,29 @@ def scene(seed: int, split: str, index: int, two_objects: float = 0.3, pace: flo
             return candidate
 
 
-def _draw(rng: np.random.Generator, count: int, pace: float) -> Scene | None:
+def shares_of_motions(shares: Mapping[str, float]) -> None:
+    """Refuses shares of motions that the world does not know, or that leave less than nothing for the others."""
+    for name, share in shares.items():
+        if name not in MOTIONS:
+            raise UserError("motions", repr(name), f"one of {', '.join(MOTIONS)}", "correct the name")
+        if not 0 <= share <= 1:
+            raise UserError(f"motions {name}", f"{share:g}", "a share from 0 to 1", "correct it")
+    total = sum(shares.values())
+    if total > 1 + 1e-9 or (len(shares) == len(MOTIONS) and total < 1 - 1e-9):
+        wanted = "at most 1, and all of it where every motion is named"
+        raise UserError("motions", f"{total:g} in all", wanted, "correct the shares")
+
+
+def _probabilities(shares: Mapping[str, float]) -> list[float]:
+    rest = max(0.0, 1 - sum(shares.values())) / max(1, len(MOTIONS) - len(shares))
+    chances = [shares.get(name, rest) for name in MOTIONS]
+    return [chance / sum(chances) for chance in chances]
+
+
+def _draw(rng: np.random.Generator, count: int, pace: float, motions: list[float] | None) -> Scene | None:
     background = str(rng.choice(list(BACKGROUNDS)))
     colours = rng.choice(list(COLOURS), size=count, replace=False)
-    sprites = tuple(_draw_sprite(rng, str(colour), count, pace) for colour in colours)
+    sprites = tuple(_draw_sprite(rng, str(colour), count, pace, motions) for colour in colours)
     if count == 1:
         return Scene(background, sprites)
     first, second = sprites
@@ -154,8 +181,8 @@ def _draw(rng: np.random.Generator, count: int, pace: float) -> Scene | None:
     return Scene(background, sprites, relation)
 
 
-def _draw_sprite(rng: np.random.Generator, colour: str, count: int, pace: float) -> Sprite:
-    shape, size, motion = str(rng.choice(SHAPES)), str(rng.choice(list(SIZES))), str(rng.choice(MOTIONS))
+def _draw_sprite(rng: np.random.Generator, colour: str, count: int, pace: float, motions: list[float] | None) -> Sprite:
+    shape, size, motion = str(rng.choice(SHAPES)), str(rng.choice(list(SIZES))), str(rng.choice(MOTIONS, p=motions))
     half = SIZES[size] * SHRINK[count] * rng.uniform(0.94, 1.06)
     travel, orbit = pace * _TRAVEL[count] * rng.uniform(0.9, 1.1), pace * _ORBIT[count]
     growth = _GROWTH[count]
@@ -261,13 +288,14 @@ def samples(
     two_objects: float = 0.3,
     num_frames: int = NUM_FRAMES,
     pace: float = 1.0,
+    motions: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[str, np.ndarray, list[str], dict[str, Any]]]:
     """Key, frames uint8 ``[t h w c]``, captions and truth of each of ``count`` scenes; clutter has no words."""
     for index in range(count):
         if split == "clutter":
             yield f"{split}-{index:06d}", clutter(seed, index), [], {}
             continue
-        drawn = scene(seed, split, index, two_objects, pace)
+        drawn = scene(seed, split, index, two_objects, pace, motions)
         rng = rng_of("caption", seed, split, index)
         words = [caption(drawn, rng) for _ in range(captions_each)]
         yield f"{split}-{index:06d}", render(drawn, num_frames), words, drawn.truth()

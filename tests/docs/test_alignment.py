@@ -77,4 +77,6 @@ def test_a_name_for_what_the_world_does_not_hold_is_refused(capsys: pytest.Captu
     words = ["shards", "world", str(tmp_path / "x"), "--count", "2", "--split", "clutter", "--pace", "0.6"]
     assert cli.main(words) == 2
     assert "pace: clutter" in capsys.readouterr().err
+    assert cli.main([*words[:-2], "--motions", "still=0.5"]) == 2
+    assert "motions: clutter" in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing half written"

@@ -40,6 +40,35 @@ def test_the_same_world_gives_the_same_bytes(folder: Path, tmp_path: Path) -> No
     assert tars(other) != tars(folder)
 
 
+def test_some_motions_have_the_share_that_was_asked_and_the_others_the_rest_evenly(tmp_path: Path) -> None:
+    asked = {"circling": 0.4, "still": 0.0}
+    drawn = [world.scene(5, "train", i, 0.2, 1.0, asked) for i in range(1500)]
+    motions = [sprite.motion for scene in drawn for sprite in scene.sprites]
+    shares = {name: motions.count(name) / len(motions) for name in world.MOTIONS}
+    assert shares["circling"] == pytest.approx(0.4, abs=0.03)
+    assert shares["still"] == 0
+    others = [share for name, share in shares.items() if name not in asked]
+    assert all(share == pytest.approx(0.6 / len(others), abs=0.02) for share in others)
+    folder = write_world(tmp_path / "s", split="train", count=12, seed=5, motions={"circling": 1.0})
+    seen = [Source(shards=str(folder)).sample(i).truth for i in range(12)]
+    assert {each["motion"] for truth in seen if truth for each in truth["objects"]} == {"circling"}
+
+
+@pytest.mark.parametrize(
+    ("motions", "said"),
+    [
+        ({"cirling": 0.5}, "motions: 'cirling'; one of left, right"),
+        ({"circling": 0.7, "still": 0.4}, "motions: 1.1 in all; at most 1"),
+        (dict.fromkeys(world.MOTIONS, 0.01), "motions: 0.11 in all"),
+        ({"still": -0.1}, "motions still: -0.1; a share from 0 to 1"),
+    ],
+)
+def test_shares_of_motions_that_make_no_whole_are_refused(motions: dict[str, float], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        write_world(tmp_path / "s", split="train", count=1, seed=1, motions=motions)
+    assert not list(tmp_path.iterdir())
+
+
 def test_stills_are_the_first_frames(folder: Path, tmp_path: Path) -> None:
     stills = Source(shards=str(write_world(tmp_path / "s", split="train", count=3, seed=1, stills=True)))
     clips = Source(shards=str(folder))
