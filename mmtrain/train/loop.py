@@ -14,7 +14,6 @@ from mmtrain.data.stream import Stream
 from mmtrain.run import Run
 from mmtrain.threads import calibrate
 from mmtrain.train.callbacks import Checkpoints, Log, Marks, Shown
-from mmtrain.train.held import computing
 from mmtrain.train.heldout import HeldOut
 from mmtrain.train.launch import Ranks
 from mmtrain.train.lean import NoProfiler, Together
@@ -74,7 +73,7 @@ def train(job: Job) -> None:
     )
     count = sum(w.numel() for w in module.weights.values() if w.requires_grad)
     frozen = sum(w.numel() for w in module.backbone.parameters()) - count
-    threads = _choose_threads(schedule, module, loader) if ranks.count == 1 else torch.get_num_threads()
+    threads = _choose_threads(schedule, module, loader, trainer) if ranks.count == 1 else torch.get_num_threads()
     if ranks.is_first:
         run.update_manifest(trainable=count, frozen=max(frozen, 0), threads=threads, ranks=ranks.count)
     kinds = " and ".join(sorted({str(w.dtype).removeprefix("torch.") for w in module.backbone.parameters()}))
@@ -129,14 +128,16 @@ def _heldout(cfg: DictConfig, schedule: Fit, run: Run) -> HeldOut | None:
     return HeldOut(stream, batch_size=size, batches=batches, file=file)
 
 
-def _choose_threads(schedule: Fit, module: TrainModule, loader: Any) -> int:
+def _choose_threads(schedule: Fit, module: TrainModule, loader: Any, trainer: pl.Trainer) -> int:
+    """As told, or as many as a step pays for, in the precision in which steps will be made."""
     if schedule.threads != "auto":
         return schedule.threads
     batch = next(iter(loader)).to(module.device)
 
     def work() -> None:
-        with computing(module.backbone):
-            module.mean_loss(batch, torch.Tensor.backward).backward()
+        with trainer.precision_plugin.forward_context():
+            loss = module.mean_loss(batch, torch.Tensor.backward)
+        loss.backward()
         for weight in module.weights.values():
             weight.grad = None
 

@@ -1,5 +1,6 @@
 """Laws of frozen weights that are held in 16 bits: a step's numbers stay as they were, and the plan knows the bytes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import Tensor
 from mmtrain import cli, config
 from mmtrain.artifact import attached
 from mmtrain.backbone import codec
+from mmtrain.batch import Batch, Loss
 from mmtrain.data.shards import ShardWriter, encode_webp
 from mmtrain.errors import UserError
+from mmtrain.train import loop
 from mmtrain.train import plan as planning
 from mmtrain.train.held import computing, hold, idle, set_aside
 from mmtrain.train.lighten import lighten
 from mmtrain.train.measure import measured
+from mmtrain.train.module import TrainModule
 
 SVD = ["backbone=svd", "backbone.text_path=null", "adapters.style.targets=temporal", "dataset.num_frames=3"]
 MIXED = ["dataset.shards=nowhere", "dataset.size=64", "trainer.batch_size=2", "trainer.precision=bf16-mixed"]
@@ -117,12 +121,16 @@ def test_where_it_means_nothing_it_is_refused(words: list[str], told: str):
         planning.plan(config.compose(words[0], ["dataset.shards=nowhere", "trainer.frozen_bits=16", *words[1:]]))
 
 
-def test_a_run_gives_the_same_losses_and_previews_and_holds_out(tiny_sd: Path, tmp_path: Path):
+def write_pictures(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 64, 64, 3), dtype=np.uint8)
-    with ShardWriter(tmp_path / "shards", max_samples=4) as writer:
+    with ShardWriter(folder, max_samples=4) as writer:
         for i, frames in enumerate(pixels):
             facts = b'{"fps": 25, "num_frames": 1}'
             writer.write(f"x{i}", {"webp": encode_webp(frames, 25.0), "txt": b"a red circle", "json": facts})
+
+
+def test_a_run_gives_the_same_losses_and_previews_and_holds_out(tiny_sd: Path, tmp_path: Path):
+    write_pictures(tmp_path / "shards")
     words = [f"dataset.shards={tmp_path}/shards", "dataset.num_frames=1", f"backbone.path={tiny_sd}", "logger=null"]
     words += ["trainer.precision=bf16-mixed", "trainer.batch_size=2", "trainer.steps=2", f"cache={tmp_path}/cache"]
     words += ["+dataset@heldout=world_frames", f"heldout.shards={tmp_path}/shards", "trainer.heldout_batches=1"]
@@ -139,6 +147,32 @@ def test_a_run_gives_the_same_losses_and_previews_and_holds_out(tiny_sd: Path, t
         assert len(held) == 2
         assert all(np.isfinite(held))
     assert found[0] == found[1]
+
+
+def test_threads_are_chosen_by_steps_in_the_run_s_precision(
+    tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_pictures(tmp_path / "shards")
+    timed: list[bool] = []
+
+    def once(work: Callable[[], None]) -> int:
+        loss = TrainModule.loss
+
+        def watched(module: TrainModule, batch: Batch) -> Loss:
+            timed.append(torch.is_autocast_enabled("cpu"))
+            return loss(module, batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainModule, "loss", watched)
+            work()
+        return 1
+
+    monkeypatch.setattr(loop, "calibrate", once)
+    words = [f"dataset.shards={tmp_path}/shards", "dataset.num_frames=1", f"backbone.path={tiny_sd}", "logger=null"]
+    words += ["trainer.batch_size=2", "trainer.steps=1", f"cache={tmp_path}/cache", f"folder={tmp_path}/runs"]
+    for precision in ("bf16-mixed", "32-true"):
+        assert cli.main(["train", "sd_lora", *words, f"trainer.precision={precision}", "trainer.threads=auto"]) == 0
+    assert timed == [True, False]
 
 
 def test_what_only_encodes_is_left_out_where_the_cache_has_it(tiny_svd: Path):
