@@ -17,7 +17,7 @@ $mmtrain check svd_text_bridge "dataset.shards=$out/shards"
 
 say "3/7 train: text to the conditioning of a frozen Stable Video Diffusion"
 $mmtrain train svd_text_bridge "dataset.shards=$out/shards" "cache=$out/cache" "folder=$out/runs" \
-    preview=clips preview.every=200 trainer.steps=500 'preview.sd=${shipped:sd}' \
+    preview=clips preview.every=200 'preview.sd=${shipped:sd}' \
     'trainer.precision=${native_precision:cpu}' 'preview.prompts=["a large red circle moving left on a white background","a small yellow cross growing on black"]'
 run=$(ls -d "$out"/runs/*/)
 
