@@ -38,8 +38,8 @@ from mmtrain.sample.generate import (
 )
 
 VIDEO_GUIDANCE = 3.0  # of the last frame where an image is the condition; the vanilla ramp begins at 1
-TEXT_GUIDANCE = 3.0  # of words, for every frame
-GUIDED_ABOVE = 5.0  # σ; what was measured of both stands in recipes/LOG.md, "Words guided by themselves"
+TEXT_GUIDANCE = 2.0  # of words, for every frame; measured in recipes/LOG.md, "Objects that go round in a circle"
+GUIDED_ABOVE = 5.0  # σ; measured there, "Words guided by themselves"
 
 
 class _Pipeline(StableVideoDiffusionPipeline):
@@ -146,7 +146,7 @@ class VideoSampler:
             tokens: what the network's cross-attention sees, the text or the first frame (as vanilla does; the prompts
                 then only draw first frames).
             negative_prompt: the unconditional branch that guidance steers away from; None: zeros, as vanilla has it.
-            guidance_scale: of every frame; 1 is none. None: as the model's folder says (`backbone/usual.py`), else 3
+            guidance_scale: of every frame; 1 is none. None: as the model's folder says (`backbone/usual.py`), else 2
                 for words, and where the image is the condition the vanilla ramp from 1 at the first frame to 3 at the
                 last.
             guidance_above: the noise level σ below which nothing is guided. None: 5 for words, else 0.
