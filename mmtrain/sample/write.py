@@ -258,7 +258,7 @@ def _videos(
         fix = "name a CLIP with --text, or have the prompt drawn with --first-frame"
         raise UserError(where, "a prompt, and no text tower to read it", "a text tower", fix)
     for tokenizer in (backbone.text and backbone.text.tokenizer, drawing and drawing.tokenizer):
-        if tokenizer:
+        if tokenizer and prompts:
             tokenize(tokenizer, prompts, "cpu")  # the last prompt's fault is said before the first clip
     how: dict[str, Any] = {"first_frames": "none" if drawing is None else "generate"}
     reads = backbone.text is not None or prior is not None
