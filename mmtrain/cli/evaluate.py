@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmtrain.cli.arguments import add_bits, add_verb, bits, count, finite, positive
+from mmtrain.cli.arguments import add_bits, add_verb, bits, count, finite, positive, shares
 
 
 def add(verbs: Any) -> None:
@@ -18,6 +18,8 @@ def add(verbs: Any) -> None:
     evaluate.add_argument("--prompts-from", metavar="FILE", default="heldout", help=text)
     evaluate.add_argument("--count", type=positive, help="held-out prompts of one object (default 48; 64 pairs)")
     evaluate.add_argument("--two-objects", type=count, default=16, help="and of two objects (default 16)")
+    text = "share of held-out objects that move so, such as still=0.5,circling=0.5 (default: evenly)"
+    evaluate.add_argument("--motions", metavar="NAME=SHARE,...", type=shares, default={}, help=text)
     text = "words around each prompt, such as '{prompt}, in our style'"
     evaluate.add_argument("--words", metavar="TEXT", help=text)
     text = "ask each prompt again without the words: what the adapter changes where it is not called"
@@ -77,7 +79,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     for name in ("bits", "base_bits"):
         chosen[name] = bits_that_pay() if vars(args)[name] == "auto" else vars(args)[name]
     settings = Settings(first_frame=args.first_frame or shipped("sd"), **chosen)
-    options = ("prompts_from", "count", "two_objects", "seed", "batch", "out", "words", "neutral", "seeds")
+    options = ("prompts_from", "count", "two_objects", "motions", "seed", "batch", "out", "words", "neutral", "seeds")
     asked = {name: vars(args)[name] for name in options}
     asked["count"] = asked["count"] or 48
     asked["reference"] = args.reference
@@ -95,8 +97,11 @@ def _done(made: Path) -> int:
 def _alignment(args: argparse.Namespace, found: Any, gates: list[str]) -> Path:
     """Two states of a shared space on the same pairs; what is asked of clips alone has no meaning there."""
     from mmtrain.data.shards import refuse_existing
+    from mmtrain.errors import UserError
     from mmtrain.evaluate.alignment import COUNT, METRICS, evaluate
 
+    if args.motions:
+        raise UserError("--motions", "an alignment", "a model of pictures or clips", "leave it out")
     base, adapted, facts = found
     out = args.out if args.out is not None else Path("evaluations") / args.artifact.resolve().name
     refuse_existing(out)

@@ -4,7 +4,7 @@ Held-out scenes of the world, or a file of prompts. Making the clips and judging
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -101,15 +101,23 @@ class Case:
         return np.asarray(opened.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def heldout(*, count: int, two_objects: int, seed: int) -> list[Case]:
-    """Scenes that training never saw: ``count`` of one object, then ``two_objects`` of two."""
-    return [*_scenes(ONE, count, seed), *_scenes(TWO, two_objects, seed)]
+def heldout(*, count: int, two_objects: int, seed: int, motions: Mapping[str, float] | None = None) -> list[Case]:
+    """Scenes that training never saw: ``count`` of one object, then ``two_objects`` of two.
+
+    Args:
+        motions: shares of their objects, as `world.scene` takes them.
+
+    Raises:
+        UserError: a motion that the world does not know, or shares of more than all.
+    """
+    world.shares_of_motions(motions or {})
+    return [*_scenes(ONE, count, seed, motions), *_scenes(TWO, two_objects, seed, motions)]
 
 
-def _scenes(group: str, count: int, seed: int) -> Iterator[Case]:
+def _scenes(group: str, count: int, seed: int, motions: Mapping[str, float] | None) -> Iterator[Case]:
     word = group.split()[0]
     for i in range(count):
-        scene = world.scene(seed, "heldout", i, two_objects=float(group == TWO))
+        scene = world.scene(seed, "heldout", i, two_objects=float(group == TWO), motions=motions)
         yield Case(
             name=f"{word}-{i:03d}",
             group=group,

@@ -52,6 +52,7 @@ def evaluate(
     prompts_from: str,
     count: int,
     two_objects: int,
+    motions: Mapping[str, float] | None = None,
     ways: Sequence[str] | None,
     metrics: Sequence[str],
     settings: Settings,
@@ -70,6 +71,7 @@ def evaluate(
         folder: the artifact.
         prompts_from: ``heldout`` for scenes of the world that training never saw, else a file of prompts.
         count, two_objects: held-out prompts of one object and of two.
+        motions: shares of held-out objects, as `world.scene` takes them.
         ways: of making a video, from ``WAYS``; each is done and told by itself. None: the model's usual one.
         metrics: names in ``conf/metric/``.
         settings: of sampling, alike for both.
@@ -92,7 +94,7 @@ def evaluate(
     target = out if out is not None else Path("evaluations") / folder.resolve().name
     refuse_existing(target)
     chosen = {name: metric(name, reference) for name in metrics}
-    cases = asked.around(_cases(prompts_from, count, two_objects, seed), words, neutral)
+    cases = asked.around(_cases(prompts_from, count, two_objects, motions, seed), words, neutral)
     cases = asked.seeded(cases, seeds)
     sets = Sets(chosen)
     ways = usual_ways(folder) if ways is None else ways
@@ -282,9 +284,13 @@ def _is_of_embeddings(node: Any) -> bool:
     return isinstance(found, type) and issubclass(found, EmbeddingMetric)
 
 
-def _cases(prompts_from: str, count: int, two_objects: int, seed: int) -> list[Case]:
+def _cases(
+    prompts_from: str, count: int, two_objects: int, motions: Mapping[str, float] | None, seed: int
+) -> list[Case]:
     if prompts_from == "heldout":
-        return asked.heldout(count=count, two_objects=two_objects, seed=seed)
+        return asked.heldout(count=count, two_objects=two_objects, seed=seed, motions=motions)
+    if motions:
+        raise UserError("--motions", f"prompts from {prompts_from}", "held-out scenes of the world", "leave one out")
     return asked.from_file(Path(prompts_from), seed=seed)
 
 

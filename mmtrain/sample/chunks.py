@@ -1,9 +1,10 @@
 """Long video: clips of the model's own length, each begun from the end of the one before, joined without a seam.
 
-Frames are handed over as floats, never as bytes or files. Where two clips overlap they are blended. What codec and
-network did to the colours of the frame that they were handed is undone, and the colours at the end of each clip are
-brought back to the first frame's, since either would add up: a video whose colours are meant to change is not made for
-this. `seams` and `drift` measure what is left.
+Frames are handed over as floats, never as bytes or files. What codec and network did to the colours of the frame that
+they were handed is undone, and the colours at the end of each clip are brought back to the first frame's, since either
+would add up: a video whose colours are meant to change is not made for this. The rest of what they redrew otherwise is
+brought in little by little, along with what moves. Where clips share more than one frame those are blended. `seams` and
+`drift` measure what is left.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mmtrain.errors import UserError
 from mmtrain.rng import key
+from mmtrain.sample.carried import carried
 from mmtrain.sample.generate import Progress
 from mmtrain.sample.video import VideoSampler
 
@@ -22,7 +24,6 @@ OVERLAP = 1
 """Frames that chunks share unless more are asked for: the last is handed over."""
 
 _SMALL = 1e-3  # standard deviation of a channel below which its contrast is left alone
-_FADE = 3  # frames over which a single shared frame's difference from its copy is faded out
 _GAIN = 1.25  # by which contrast is changed at most, up or down
 
 
@@ -76,8 +77,8 @@ def chunks(num_frames: int, length: int, overlap: int) -> int:
 
 
 def joined(before: np.ndarray, after: np.ndarray, overlap: int, anchor: np.ndarray) -> np.ndarray:
-    """Two clips ``[b t h w c]``: the second's colours corrected, the frames that both show blended, and of a single one
-    what its copy lacks faded out over the next frames.
+    """Two clips ``[b t h w c]``: the second's colours corrected, the frames that both show blended, or the second led
+    on from a single one.
 
     Args:
         before, after: the clips.
@@ -87,13 +88,29 @@ def joined(before: np.ndarray, after: np.ndarray, overlap: int, anchor: np.ndarr
     shared = before[:, -overlap:]
     after = matched(after, after[:, :overlap], shared, anchor[:, None])
     if overlap == 1:
-        left = shared - after[:, :1]
-        for t in range(1, min(_FADE, after.shape[1])):
-            after[:, t] += left[:, 0] * (1 - t / _FADE)
-        return np.concatenate([before, np.clip(after[:, 1:], 0, 1)], 1)
+        return np.concatenate([before, _led_on(shared[:, 0], after)], 1)
     weight = (np.arange(overlap, dtype=np.float32) / (overlap - 1)).reshape(1, -1, 1, 1, 1)
     blend = shared * (1 - weight) + after[:, :overlap] * weight
     return np.concatenate([before[:, :-overlap], blend, after[:, overlap:]], 1)
+
+
+def _led_on(shared: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The frames ``[b t-1 h w c]`` that follow a frame ``[b h w c]``, of a clip ``[b t h w c]`` that begins with a copy
+    of it.
+
+    The second frame would be the shared one moved as the copy moves. What the clip's own lacks of that, moved on with
+    it from frame to frame, is faded out until the clip's end. So what comes into view just there fades in.
+    """
+    first, *own = torch.from_numpy(np.moveaxis(after, -1, 2)).unbind(1)
+    made, before = [], first
+    lack = torch.from_numpy(np.moveaxis(shared, -1, 1))
+    for t, frame in enumerate(own, 1):
+        lack = carried(lack, before, frame)
+        if t == 1:
+            lack = lack - frame
+        made.append(frame + lack * (1 - t / len(own)))
+        before = frame
+    return np.moveaxis(torch.stack(made, 1).clamp(0, 1).numpy(), 2, -1)
 
 
 def matched(frames: np.ndarray, copy: np.ndarray, original: np.ndarray, anchor: np.ndarray) -> np.ndarray:

@@ -48,6 +48,15 @@ def test_held_out_cases_are_a_function_of_the_seed_and_never_seen_in_training():
         assert all(o["colour"] in case.prompt and o["shape"] in case.prompt for o in objects)
 
 
+def test_held_out_cases_of_chosen_motions():
+    cases = heldout(count=20, two_objects=4, seed=3, motions={"still": 0.5, "circling": 0.5})
+    motions = [o["motion"] for c in cases for o in c.truth["objects"]]
+    assert set(motions) == {"still", "circling"}
+    assert all(any(world.held_out(o["colour"], o["shape"], o["motion"]) for o in c.truth["objects"]) for c in cases)
+    with pytest.raises(UserError, match="flying"):
+        heldout(count=1, two_objects=0, seed=0, motions={"flying": 1.0})
+
+
 def test_the_true_first_frame_is_the_scenes_own():
     [case] = heldout(count=1, two_objects=0, seed=0)
     assert np.array_equal(case.first_frame(64, 64), world.render(case.scene)[0])

@@ -14,6 +14,7 @@ from mmtrain.evaluate.arms import Sampled, Settings
 from mmtrain.evaluate.cases import OWN, Case
 from mmtrain.evaluate.seams import Seams
 from mmtrain.sample import chunks
+from mmtrain.sample.carried import carried
 from mmtrain.sample.chunks import drift, long_video, seams
 from mmtrain.sample.generate import to_bytes
 
@@ -45,7 +46,7 @@ class Painter:
         first = asked.get("images")
         if first is None:
             first = np.full((len(asked["seeds"]), SIDE, SIDE, 3), 0.3, np.float32)
-            first[:, :, 2:8] = [0.8, 0.5, 0.2]
+            first[:, :, 4:10] = [0.8, 0.5, 0.2]  # which comes round again, but never just where chunks meet
         clip = np.stack([np.roll(first, t, 2) for t in range(LENGTH)], 1)
         return (clip * self.gain + self.offset).astype(np.float32)
 
@@ -84,6 +85,55 @@ def test_colours_do_not_drift_and_no_seam_shows(monkeypatch: pytest.MonkeyPatch)
     plain = long_video(Painter(), num_frames=64, seeds=[0])[0]  # type: ignore[arg-type]
     assert drift(np.round(plain * 255).astype(np.uint8))["colour"] > 10
     assert seams(plain, LENGTH, 1) > seams(made, LENGTH, 1)
+
+
+def test_what_the_copy_lacks_goes_along_with_what_moves():
+    """A bright square moves right by two pixels a frame; the next clip shows it dull. What it lacks would stay behind
+    as a ghost if it were faded out where it was."""
+    whole = np.full((1, 2 * LENGTH - 1, SIDE, SIDE, 3), 0.2, np.float32)
+    for t in range(whole.shape[1]):
+        whole[0, t, 10:20, 1 + 2 * t : 11 + 2 * t] = 0.9
+    dull = np.minimum(whole, 0.5)
+    before, after = whole[:, :LENGTH], dull[:, LENGTH - 1 :]
+    led_on = chunks._led_on(before[:, -1], after)[0]
+    assert led_on.shape == (LENGTH - 1, SIDE, SIDE, 3)
+    for t, frame in enumerate(led_on):
+        left = 1 - (t + 1) / (LENGTH - 1)
+        faded = dull[0, LENGTH + t] + left * (whole - dull)[0, LENGTH + t]
+        assert np.abs(frame - faded).max() < 0.01, t
+
+
+def test_a_redrawn_frame_comes_little_by_little():
+    """From its second frame on a clip that stands still shows another shade: no step is larger than its share."""
+    before = np.full((1, LENGTH, SIDE, SIDE, 3), 0.5, np.float32)
+    before[..., 8:20, 8:20, :] = 0.8
+    after = before.copy()
+    after[:, 1:, 8:20, 8:20] = 0.6
+    led_on = chunks._led_on(before[:, -1], after)[0]
+    steps = -np.diff(np.concatenate([before[0, -1:], led_on])[:, 14, 14, 0])
+    assert np.allclose(steps, 0.2 / (LENGTH - 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_carried_is_what_moved_and_nothing_else(side: int):
+    """A picture in a picture goes three down and two left, in pixels of 64; a layer over it goes along, the rest of the
+    layer stays."""
+    scale = max(1, side // 64)
+    rng = np.random.default_rng(0)
+    before, after, layer, wanted = (torch.zeros(2, 3, side, side) for _ in range(4))
+    thing = torch.from_numpy(rng.random((2, 3, 12, 12))).float().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    here, there = (slice(8 * scale, 20 * scale),) * 2, (slice(11 * scale, 23 * scale), slice(6 * scale, 18 * scale))
+    for frame, place in ((before, here), (after, there)):
+        frame[..., place[0], place[1]] = thing
+    for flat, (rows, columns) in ((layer, here), (wanted, there)):
+        flat[..., rows, columns] = 1 - thing
+        flat[..., -4 * scale :, -4 * scale :] = 0.5
+    made = carried(layer, before, after)
+    inside = (..., slice(13 * scale, 21 * scale), slice(8 * scale, 16 * scale))
+    assert torch.equal(made[inside], wanted[inside])
+    assert torch.equal(made[..., -4 * scale :, -4 * scale :], wanted[..., -4 * scale :, -4 * scale :])
+    assert torch.equal(carried(layer, before, before), layer)
+    assert torch.equal(carried(layer[:1], before[:1], after[:1]), made[:1])
 
 
 def test_a_cut_is_a_seam_and_a_still_clip_has_none():
