@@ -24,11 +24,9 @@ fi
 ours=("dataset.folder=$folder" "dataset.shards=$out/shards" "folder=$out/runs")
 
 say "1/7 train: a LoRA on Stable Diffusion (of your own pictures until the loss on the held-out part no longer falls)"
-# Logo and stripes are settled at much noise, where even levels seldom look, their colours at little. Without the weights'
-# decay shapes are learned by heart: recipes/LOG.md, "The brand's shapes, kept by weight decay".
+# Without the weights' decay shapes are learned by heart: recipes/LOG.md, "The brand's shapes, kept by weight decay".
 $mmtrain train brand_style "${ours[@]}" "cache=$out/cache" optim=muon optim.lr=3e-3 optim.weight_decay=1 trainer.steps=1600 'trainer.precision=${native_precision:cpu}' \
-    adapters.style.targets=whole ${patience[@]+"${patience[@]}"} \
-    "objective.levels={_target_:mmtrain.objective.levels.LogitNormal,mean:0.6,deviation:1.3,shift:1.0}"
+    adapters.style.targets=whole ${patience[@]+"${patience[@]}"}
 style=$(ls -d "$out"/runs/*-brand_style-*/)
 heldout=$(ls -d "$out"/shards/*-heldout-*/)
 
@@ -40,8 +38,8 @@ $mmtrain sample "$out/style" --out "$out/samples" --seed 7 --steps 12 --guidance
     --prompt "a red circle on a white background, in zwx style" --prompt "a blue square on black, in zwx style"
 
 say "4/7 evaluate: base against adapted, with the brand's words and without"
-$mmtrain evaluate "$out/style" --metrics "$measured" --count 32 --two-objects 0 --steps 12 --words "$words" --neutral \
-    --guidance-scale 2 --reference "$heldout" --out "$out/evaluation"
+$mmtrain evaluate "$out/style" --metrics "$measured" --count 96 --two-objects 0 --steps 12 --words "$words" --neutral \
+    --guidance-scale 2 --bits auto --reference "$heldout" --out "$out/evaluation"
 
 say "5/7 what strength 0 leaves of it"
 $mmtrain evaluate "$out/style" --metrics forgetting --count 4 --two-objects 0 --steps 6 --strength 0 \
@@ -52,11 +50,11 @@ $mmtrain report "$style" --evaluation "$out/evaluation" --out "$out/report.html"
 
 if compgen -G "$folder/*.mp4" > /dev/null; then
     say "7/7 the clips: a LoRA on Stable Video Diffusion, whose first frames the style draws"
-    $mmtrain train brand_motion "${ours[@]}" "cache=$out/cache-motion"
+    $mmtrain train brand_motion "${ours[@]}" "cache=$out/cache-motion" 'trainer.precision=${native_precision:cpu}'
     motion=$(ls -d "$out"/runs/*-brand_motion-*/)
     $mmtrain export "$motion" --to "$out/motion"
-    $mmtrain evaluate "$out/motion" --metrics "${measured%%,forgetting*}" --count 16 --two-objects 0 --steps 10 \
-        --words "$words" --first-frame "$out/style" --out "$out/evaluation-motion"
+    $mmtrain evaluate "$out/motion" --metrics "${measured%%,forgetting*}" --count 32 --two-objects 0 --steps 10 --bits auto \
+        --words "$words" --first-frame "$out/style" --first-frame-guidance 2 --out "$out/evaluation-motion"
     $mmtrain report "$motion" --evaluation "$out/evaluation-motion" --out "$out/motion.html"
 fi
 

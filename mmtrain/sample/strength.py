@@ -53,7 +53,7 @@ def opened(
     network = merged(backbone.network)
     network.load_state_dict(total)
     replace(backbone, network)
-    names = " + ".join(f"{strong:g} × {Path(folder).name}" for folder, strong in wanted.items())
+    names = " + ".join(f"{strong:g} {Path(folder).name}" for folder, strong in wanted.items())
     return backbone, {**facts, "strengths": names}
 
 
