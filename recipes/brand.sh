@@ -50,11 +50,13 @@ $mmtrain report "$style" --evaluation "$out/evaluation" --out "$out/report.html"
 
 if compgen -G "$folder/*.mp4" > /dev/null; then
     say "7/7 the clips: a LoRA on Stable Video Diffusion, whose first frames the style draws"
-    $mmtrain train brand_motion "${ours[@]}" "cache=$out/cache-motion" 'trainer.precision=${native_precision:cpu}'
+    $mmtrain train brand_motion "${ours[@]}" "cache=$out/cache-motion" 'trainer.precision=${native_precision:cpu}' \
+        ${patience[@]+"${patience[@]}"}
     motion=$(ls -d "$out"/runs/*-brand_motion-*/)
     $mmtrain export "$motion" --to "$out/motion"
+    # Guided away from no first frame, clips lose rims and objects: recipes/LOG.md, "The brand's clips on the new network".
     $mmtrain evaluate "$out/motion" --metrics "${measured%%,forgetting*}" --count 32 --two-objects 0 --steps 10 --bits auto \
-        --words "$words" --first-frame "$out/style" --first-frame-guidance 2 --out "$out/evaluation-motion"
+        --guidance-scale 1 --words "$words" --first-frame "$out/style" --first-frame-guidance 2 --out "$out/evaluation-motion"
     $mmtrain report "$motion" --evaluation "$out/evaluation-motion" --out "$out/motion.html"
 fi
 
