@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mmtrain.sample.legible import legible
+
 _FRAMES = 5  # shown of each clip, evenly through its time
 _HIGH = 72  # pixels of a frame on the sheet
 _LEAST = 420  # pixels across, so that there is room for a prompt above pictures of one frame
@@ -41,7 +43,7 @@ def _chosen(clip: np.ndarray) -> np.ndarray:
 
 def _fitting(text: str, draw: ImageDraw.ImageDraw, font: Any, room: int) -> str:
     """The text on one line, cut to the room."""
-    line = " ".join(text.split())
+    line = legible(" ".join(text.split()))
     while draw.textlength(line, font=font) > room:
         line = line[:-2].rstrip("…") + "…"
     return line

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from mmtrain.data.decode import encode_mp4
+from mmtrain.sample.legible import legible
 
 FPS = 25
 PAPER, INK, FAINT = (250, 249, 246), (32, 33, 36), (138, 138, 134)
@@ -65,7 +66,7 @@ def contact_sheet(
     height = top + sum(max(cell.height for cell in row) + MARGIN for row in rows)
     sheet = Image.new("RGB", (width, height), PAPER)
     if title:
-        ImageDraw.Draw(sheet).text((MARGIN, MARGIN - 4), title, fill=INK, font=_font(18))
+        ImageDraw.Draw(sheet).text((MARGIN, MARGIN - 4), legible(title), fill=INK, font=_font(18))
     for row in rows:
         for place, cell in enumerate(row):
             sheet.paste(cell, (MARGIN + place * (column + MARGIN), top))
@@ -116,7 +117,7 @@ def _fitted(frame: Image.Image, beside: int, tall: int) -> Image.Image:
 
 def _wrapped(label: str, width: int) -> list[str]:
     """At most three lines of at most ``width`` pixels, broken between words where possible."""
-    font = _font(14)
+    font, label = _font(14), legible(label)
     letters = max(8, int(len(label) * width / max(1.0, font.getlength(label))))
     while True:
         lines = textwrap.wrap(" ".join(label.split()), letters, max_lines=3, placeholder=" …") or [""]

@@ -25,7 +25,7 @@ FILES = {"launch-a-run": [], "adapt-a-brand": [], "reproduce-an-experiment": ["l
 
 def commands(page: str) -> list[list[str]]:
     """The words of each mmtrain command in a page's blocks for the console, as a shell splits them."""
-    blocks = re.findall(r"```(?:console|bash)\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     found = [re.search(r"(?:^|\s)mmtrain (.*)", line) for line in lines if not line.startswith("#")]
     return [shlex.split(match[1]) for match in found if match]

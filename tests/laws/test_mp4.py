@@ -5,11 +5,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from mmtrain.data.decode import Look, decode, encode_mp4
 from mmtrain.data.world import render, scene
 from mmtrain.errors import UserError
+from mmtrain.sample.legible import legible
 from mmtrain.sample.mp4 import contact_sheet, write_mp4, write_png
 
 
@@ -86,6 +87,18 @@ def test_a_sheet_shows_first_and_last_frames_and_every_label(clip: np.ndarray, t
     unlabelled = np.asarray(Image.open(contact_sheet([clip, other], ["", ""], tmp_path / "bare.png", title="run")))
     assert sheet.shape[0] > unlabelled.shape[0]
     assert (sheet < 60).all(-1).sum() > (unlabelled < 60).all(-1).sum()
+
+
+def test_what_the_font_lacks_is_written_with_what_it_has():
+    """Pillow's own font draws one and the same box for each of these."""
+    assert (
+        legible("ein „roter“ Kreis, …, un café – 2 × 3: Ångström, 漢字\n")
+        == 'ein "roter“ Kreis, …, un cafe - 2 x 3: Angstrom, ??\n'
+    )
+    font = ImageFont.load_default(14)
+    boxes = [bytes(font.getmask(letter)) for letter in "é漢\uffff"]
+    assert len(set(boxes)) == 1
+    assert not {bytes(font.getmask(letter)) for letter in legible("é漢")} & set(boxes)
 
 
 def test_stills_stand_side_by_side(clip: np.ndarray, tmp_path: Path):
