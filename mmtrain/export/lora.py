@@ -31,7 +31,8 @@ _COMFYUI_LAYERS = re.compile(
     r"(?:down_blocks|mid_block|up_blocks)\.(?:\d+\.)?(?:"
     r"attentions\.\d+\.(?:proj_in|proj_out|transformer_blocks\.\d+\."
     r"(?:attn[12]\.to_(?:q|k|v|out\.0)|ff\.net\.(?:0\.proj|2)))"
-    r"|resnets\.\d+\.(?:conv1|conv2|conv_shortcut|time_emb_proj))"
+    r"|resnets\.\d+\.(?:conv1|conv2|conv_shortcut|time_emb_proj)|(?:down|up)samplers\.0\.conv)"
+    r"|conv_in|conv_out|time_embedding\.linear_[12]"
 )
 """Layers of Stable Diffusion's network that ComfyUI names."""
 
@@ -108,7 +109,7 @@ def _diffusers(
 def _comfyui(lora: LoRA, weights: Mapping[str, Tensor], folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
     strange = [name for name in layers(weights) if not _COMFYUI_LAYERS.fullmatch(name)]
     if strange:
-        wanted = "layers that ComfyUI names: attention, feed-forward, projections and residual blocks"
+        wanted = "layers that ComfyUI names: attention, feed-forward, projections, convolutions, time embeddings"
         raise UserError("--format comfyui", f"a LoRA on {strange[0]}", wanted, "use another format")
     tensors = {}
     for layer in layers(weights):

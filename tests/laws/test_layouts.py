@@ -75,6 +75,23 @@ def test_comfyui_names_and_shapes(sd_run: Run, tmp_path: Path):
     assert made[f"{key}.alpha"] == 3
 
 
+@pytest.mark.parametrize("layout", FILES)
+def test_a_lora_on_the_whole_network(layout: Layout, tiny_sd: Path, tmp_path: Path, request: pytest.FixtureRequest):
+    """Samplers, first and last convolutions and time embeddings among its layers, as in `make brand`."""
+    if layout != "comfyui":
+        request.getfixturevalue("here")
+    words = [
+        "dataset.folder=unread",
+        f"backbone.path={tiny_sd}",
+        "adapters.style.rank=2",
+        "adapters.style.targets=whole",
+    ]
+    run = run_of(tmp_path / "runs", "brand_style", *words)
+    folder = export(str(run.path), tmp_path / "made", "fp32", layout=layout)
+    layers = " ".join(load_file(folder / FILES[layout]))
+    assert all(name in layers for name in ("conv_in", "conv_out", "samplers", "time_emb_proj", "conv_shortcut"))
+
+
 def test_a_file_that_lacks_a_key_or_holds_another_value_is_refused(sd_run: Run, tmp_path: Path, here: None):
     backbone, adapters = artifact.of_run(sd_run)
     file = write_lora(backbone, adapters, "peft", tmp_path, {}, torch.float32)
