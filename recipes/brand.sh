@@ -19,7 +19,8 @@ if [ -z "$folder" ]; then
     folder=$out/kit
     $mmtrain shards world "$folder" --brand --files 24,8 --seed 5 --two-objects 0
     measured=brand,brand_$measured # which knows that an outline is no object
-    patience=(trainer.patience=null) # its held-out loss is lowest long before the logo is there
+    # Its held-out loss is lowest long before the logo is there, so that nobody needs to look at it often.
+    patience=(trainer.patience=null trainer.checkpoint_every=200)
 fi
 ours=("dataset.folder=$folder" "dataset.shards=$out/shards" "folder=$out/runs")
 
@@ -38,7 +39,7 @@ $mmtrain sample "$out/style" --out "$out/samples" --seed 7 --steps 12 --guidance
     --prompt "a red circle on a white background, in zwx style" --prompt "a blue square on black, in zwx style"
 
 say "4/7 evaluate: base against adapted, with the brand's words and without"
-$mmtrain evaluate "$out/style" --metrics "$measured" --count 96 --two-objects 0 --steps 12 --words "$words" --neutral \
+$mmtrain evaluate "$out/style" --metrics "$measured" --count 192 --two-objects 0 --steps 12 --words "$words" --neutral \
     --guidance-scale 2 --bits auto --reference "$heldout" --out "$out/evaluation"
 
 say "5/7 what strength 0 leaves of it"
