@@ -10,6 +10,7 @@ from PIL import Image, ImageFont
 from mmtrain.data.decode import Look, decode, encode_mp4
 from mmtrain.data.world import render, scene
 from mmtrain.errors import UserError
+from mmtrain.evaluate.sheet import sheet
 from mmtrain.sample.legible import legible
 from mmtrain.sample.mp4 import contact_sheet, write_mp4, write_png
 
@@ -99,6 +100,12 @@ def test_what_the_font_lacks_is_written_with_what_it_has():
     boxes = [bytes(font.getmask(letter)) for letter in "é漢\uffff"]
     assert len(set(boxes)) == 1
     assert not {bytes(font.getmask(letter)) for letter in legible("é漢")} & set(boxes)
+
+
+def test_both_sheets_write_legibly(clip: np.ndarray, tmp_path: Path):
+    contact = [contact_sheet([clip], [word], tmp_path / f"{n}.png", title=word) for n, word in enumerate(("é×", "ex"))]
+    assert np.array_equal(*(np.asarray(Image.open(path)) for path in contact))
+    assert np.array_equal(*(np.asarray(sheet([(word, {"base": clip})])) for word in ("é×", "ex")))
 
 
 def test_stills_stand_side_by_side(clip: np.ndarray, tmp_path: Path):
